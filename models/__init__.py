@@ -1,0 +1,1 @@
+"""The diffusion transformer, its objectives, and the frozen VAE and text encoder."""

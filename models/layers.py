@@ -1,0 +1,226 @@
+"""The parts of the diffusion transformer.
+
+Shapes in this file:
+  B batch    T latent frames    C latent channels    h w latent height and width
+  N tokens of a frame (h/p * w/p for patches of p x p)    L text tokens    D model width    H heads
+  F is T where every frame has a timestep of its own, else 1.
+
+Module and parameter names are those of diffusers' `LatteTransformer3DModel`, so that weights load by name.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NORM_EPS = 1e-6
+TIMESTEP_CHANNELS = 256
+MAX_PERIOD = 10_000.0
+# CUDA bounds the grid dimension on which its attention kernels lay out the heads.
+MAX_HEADS_PER_CALL = 65_535
+
+
+def sincos(positions: Tensor, width: int) -> Tensor:
+    """Sines, then cosines, of positions at geometrically spaced frequencies (arXiv:1706.03762, section 3.5).
+
+    positions [...] -> [..., width] float32; width is even. Computed in float64, as thousands of positions
+    times a frequency near 1 lose digits in float32.
+    """
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=positions.device) / half
+    angles = positions.double()[..., None] * MAX_PERIOD**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
+def spatial_positions(
+    rows: int, columns: int, width: int, *, base: int, scale: float, device: torch.device
+) -> Tensor:
+    """Position embedding of a grid of patches, [rows * columns, width] float32; width is a multiple of 4.
+
+    Along either side the coordinates span [0, base / scale), however many patches there are, so that any
+    size and aspect ratio keeps the range that the weights know (PixArt-alpha, appendix). The first half of
+    the channels encodes the column, the second the row.
+    """
+    across = sincos(torch.arange(columns, device=device) / (columns / base) / scale, width // 2)
+    down = sincos(torch.arange(rows, device=device) / (rows / base) / scale, width // 2)
+    grid = torch.cat(
+        [across.expand(rows, columns, -1), down[:, None].expand(rows, columns, -1)], dim=-1
+    )  # [rows, columns, D]
+    return grid.flatten(0, 1)
+
+
+def timestep_features(timestep: Tensor) -> Tensor:
+    """Cosines, then sines, of the timestep (DiT, arXiv:2212.09748): [...] -> [..., 256] float32."""
+    half = TIMESTEP_CHANNELS // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angles = timestep.float()[..., None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Adaptive layer norm: x [B, T, N, D]; shift and scale [B, F, 1, D]."""
+    return functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+class PatchEmbed(nn.Module):
+    """Latents [B, C, T, h, w] to tokens [B, T, N, D], each frame cut into patches of its own."""
+
+    def __init__(self, in_channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        batch = latents.shape[0]
+        frames = self.proj(latents.transpose(1, 2).flatten(0, 1))  # [B*T, D, h/p, w/p]
+        return frames.flatten(2).transpose(1, 2).unflatten(0, (batch, -1)).contiguous()  # [B, T, N, D]
+
+
+class TwoLayers(nn.Module):
+    """Linear, activation, linear: the embedder of timesteps (SiLU) and of captions (GELU)."""
+
+    def __init__(self, in_features: int, width: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, width)
+        self.activation = activation
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(self.activation(self.linear_1(x)))
+
+
+class TimestepEmbedder(nn.Module):
+    """Timestep [...] (0 to 1000, fractions allowed) to its embedding [..., D]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.timestep_embedder = TwoLayers(TIMESTEP_CHANNELS, width, nn.SiLU())
+
+    def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.timestep_embedder(timestep_features(timestep).to(dtype))
+
+
+class AdaptiveNorm(nn.Module):
+    """adaLN-single (PixArt-alpha, arXiv:2310.00426, 2.3): one projection of the timestep for all blocks.
+
+    `emb` embeds the timestep; calling the module turns an embedding [B, F, D] into the six vectors
+    [B, F, 6, D] to which every block adds a table of its own.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb = TimestepEmbedder(width)
+        self.linear = nn.Linear(width, 6 * width)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.linear(functional.silu(embedding)).unflatten(-1, (6, -1))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over keys: [B, Q, G, D], [B, K, G, D] -> [B, Q, G, D].
+
+    The G groups are independent of each other (the tokens of a frame, in temporal attention). A group and
+    a head lie side by side in memory, so together they serve as the kernel's heads, and neither transposes
+    nor copies are needed to attend along an axis that is not the last but one.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.head_dim = width // num_heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask [B, 1, 1, K] bool: the keys that may be looked at, at least one a row; None: all."""
+        projected = (self.to_q(queries), self.to_k(keys), self.to_v(keys))
+        attended = _attend([self._heads(x) for x in projected], mask)  # [B, G*H, Q, D/H]
+        merged = attended.transpose(1, 2).reshape(queries.shape)
+        return self.to_out[0](merged)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, K, G, D] -> [B, G*H, K, D/H], a view."""
+        return x.unflatten(-1, (-1, self.head_dim)).flatten(2, 3).transpose(1, 2)
+
+
+def _attend(qkv: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, in as many calls as the device's bound on heads asks for."""
+    parts = [
+        functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        for query, key, value in zip(*(x.split(MAX_HEADS_PER_CALL, dim=1) for x in qkv), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class GeluProjection(nn.Module):
+    """The widening half of the feed-forward."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Token-wise MLP: [..., D] -> [..., D]."""
+
+    def __init__(self, width: int, mlp_ratio: int) -> None:
+        super().__init__()
+        hidden = width * mlp_ratio
+        # The identity stands where the reference has a dropout: it keeps the second linear's name, net.2.
+        self.net = nn.Sequential(GeluProjection(width, hidden), nn.Identity(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Block(nn.Module):
+    """What spatial and temporal blocks share: self-attention, feed-forward, and their modulation."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.attn1 = Attention(width, num_heads)
+        self.ff = FeedForward(width, mlp_ratio)
+
+    def modulation(self, timestep: Tensor) -> tuple[Tensor, ...]:
+        """timestep [B, F, 6, D] -> shift, scale, gate of the attention, then of the feed-forward."""
+        return (self.scale_shift_table + timestep).unsqueeze(2).unbind(3)  # six of [B, F, 1, D]
+
+
+class SpatialBlock(Block):
+    """PixArt's block: every frame attends to itself, then every token to the text, then the MLP."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
+        super().__init__(width, num_heads, mlp_ratio)
+        self.attn2 = Attention(width, num_heads)
+
+    def forward(self, x: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """x [B, T, N, D], timestep [B, F, 6, D], text [B, L, D], text_mask [B, L] bool -> [B, T, N, D]."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(timestep)
+        frames = modulated(x, shift, scale).flatten(0, 1)[:, :, None]  # [B*T, N, 1, D]
+        x = x + gate * self.attn1(frames, frames).view_as(x)
+        # All frames are queries of one call: keys and values of the text are projected once a sample.
+        tokens = x.flatten(1, 2)[:, :, None]  # [B, T*N, 1, D]
+        x = x + self.attn2(tokens, text[:, :, None], text_mask[:, None, None, :]).view_as(x)
+        return x + gate_mlp * self.ff(modulated(x, shift_mlp, scale_mlp))
+
+
+class TemporalBlock(Block):
+    """Latte's temporal block: every token attends to the same place in all frames, then the MLP."""
+
+    def forward(self, x: Tensor, timestep: Tensor, positions: Tensor | None) -> Tensor:
+        """x [B, T, N, D], timestep [B, F, 6, D] -> [B, T, N, D].
+
+        positions [B or 1, T, 1, D] are seen by the attention alone; None where the tokens already have them.
+        """
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(timestep)
+        normed = modulated(x, shift, scale)
+        if positions is not None:
+            normed = normed + positions
+        x = x + gate * self.attn1(normed, normed)
+        return x + gate_mlp * self.ff(modulated(x, shift_mlp, scale_mlp))

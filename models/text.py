@@ -1,0 +1,143 @@
+"""The frozen text encoder: captions to T5 embeddings, through transformers.
+
+Shapes: B captions in a batch, L tokens, D width of the encoder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+
+from models.errors import WeightsError
+from models.source import resolve_model, tokenizer_hash, weights_hash
+
+LENGTHS = (16, 32, 64, 128)
+"""The only token counts the encoder runs at; a caption takes the least that holds it."""
+
+CLEANING = "strip, collapse white space, lower case"
+
+
+def clean_caption(text: str) -> str:
+    """A caption as the tokenizer sees it, when encoding and when sampling: see CLEANING."""
+    return " ".join(text.split()).lower()
+
+
+class TextEncoder:
+    """A T5 encoder that never learns and whose answer for a caption depends on that caption alone.
+
+    Captions run in batches of exactly ``batch_captions``, padded to one of LENGTHS with the real attention mask; a
+    batch that is not full is filled up with empty captions, whose results are dropped. The empty caption is the null
+    text: its embedding is that of the end-of-sequence token alone.
+
+    Attributes:
+        identity: what a dataset records: ``weights_hash``, ``tokenizer_hash``, ``class``, ``dim``, ``max_tokens``,
+            ``cleaning``.
+    """
+
+    def __init__(
+        self,
+        model: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        hashes: tuple[str, str],
+        max_tokens: int = 120,
+        batch_captions: int = 8,
+    ):
+        if not 1 <= max_tokens <= LENGTHS[-1]:
+            raise ValueError(f"max_tokens is {max_tokens}; expected 1 to {LENGTHS[-1]}")
+        if batch_captions < 1:
+            raise ValueError(f"batch_captions is {batch_captions}; it must be at least 1")
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.batch_captions = batch_captions
+        self.identity: dict[str, Any] = {
+            "weights_hash": hashes[0],
+            "tokenizer_hash": hashes[1],
+            "class": type(model).__name__,
+            "dim": model.config.d_model,
+            "max_tokens": max_tokens,
+            "cleaning": CLEANING,
+        }
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_tokens: int = 120,
+        batch_captions: int = 8,
+    ) -> "TextEncoder":
+        """Load ``tiny``, a folder or a hub id; WeightsError when encoder or tokenizer is absent or not T5's."""
+        folder, tokenizer_folder = resolve_model(name, "text_encoder"), resolve_model(name, "tokenizer")
+        tokenizer = _load_tokenizer(tokenizer_folder)
+        model = _load_model(folder, dtype).to(device)
+        if len(tokenizer) > model.config.vocab_size:
+            raise WeightsError(
+                f"the tokenizer in {tokenizer_folder} has {len(tokenizer)} pieces; "
+                f"the encoder in {folder} has {model.config.vocab_size}: they do not belong together"
+            )
+        hashes = weights_hash(folder), tokenizer_hash(tokenizer_folder)
+        return cls(model, tokenizer, hashes, max_tokens, batch_captions)
+
+    def encode(self, captions: list[str]) -> list[np.ndarray]:
+        """Embed each caption, cleaned, at its true length.
+
+        Returns:
+            One float16 [L, D] a caption; L counts the end-of-sequence token and is at most ``max_tokens``. An overflow
+            of float16 stays infinite, so that the caller can find and reject it.
+        """
+        tokens = [self._tokenize(caption) for caption in captions]
+        embeddings: list[np.ndarray] = [np.empty(0)] * len(captions)
+        for length in LENGTHS:
+            shorter = max((other for other in LENGTHS if other < length), default=0)
+            members = [i for i, ids in enumerate(tokens) if shorter < len(ids) <= length]
+            for start in range(0, len(members), self.batch_captions):
+                batch = members[start : start + self.batch_captions]
+                for i, embedding in zip(batch, self._run([tokens[i] for i in batch], length), strict=True):
+                    embeddings[i] = embedding
+        return embeddings
+
+    def _tokenize(self, caption: str) -> list[int]:
+        """Token ids of the cleaned caption, the last of them the end of sequence, also when the caption is cut."""
+        return self._tokenizer(clean_caption(caption), truncation=True, max_length=self.max_tokens)["input_ids"]
+
+    @torch.inference_mode()
+    def _run(self, tokens: list[list[int]], length: int) -> list[np.ndarray]:
+        """Embeddings of one batch of token ids, at one of LENGTHS."""
+        rows = [*tokens, *[self._tokenize("")] * (self.batch_captions - len(tokens))]
+        ids = torch.full((len(rows), length), self._tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, row_tokens in enumerate(rows):
+            ids[row, : len(row_tokens)] = torch.tensor(row_tokens)
+            mask[row, : len(row_tokens)] = 1
+        device = self._model.device
+        hidden = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state  # [B, L, D]
+        halves = hidden.to("cpu", torch.float16).numpy()
+        return [halves[row, : len(row_tokens)].copy() for row, row_tokens in enumerate(tokens)]
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder} could not be loaded as a tokenizer: {error}") from error
+    if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None or tokenizer("")["input_ids"] != [
+        tokenizer.eos_token_id
+    ]:
+        raise WeightsError(f"{folder} holds a {type(tokenizer).__name__}; expected T5's, which ends texts with </s>")
+    return tokenizer
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> T5EncoderModel:
+    try:
+        model, report = T5EncoderModel.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{folder} could not be loaded as a T5EncoderModel: {error}") from error
+    if report["missing_keys"]:
+        raise WeightsError(f"{folder}: weights of the encoder are missing: {sorted(report['missing_keys'])[:3]}")
+    return model

@@ -1,0 +1,225 @@
+"""The diffusion transformer: PixArt-alpha's spatial blocks, each followed by one of Latte's temporal blocks.
+
+Sources: PixArt-alpha (arXiv:2310.00426) and Latte (arXiv:2401.03048). With the same weights the results are
+those of diffusers' `LatteTransformer3DModel` on unpadded text and, for one frame and `temporal_init: zero`,
+of `PixArtTransformer2DModel`. The legend of shapes is in `layers.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.layers import (
+    AdaptiveNorm,
+    PatchEmbed,
+    SpatialBlock,
+    TemporalBlock,
+    TwoLayers,
+    modulated,
+    sincos,
+    spatial_positions,
+)
+
+TemporalPos = Literal["stream", "branch"]
+TemporalInit = Literal["normal", "zero"]
+Prediction = Literal["velocity", "epsilon"]
+
+DEFAULT_FRAME_INTERVAL_S = 1 / 8
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of the network; the defaults are XL/2 for 256 px, Stable Diffusion's VAE and T5-XXL.
+
+    sample_size: latent height and width for which spatial positions are 0, 1, 2, ... at `position_scale` 1;
+      other sizes span the same range. position_scale: diffusers' `interpolation_scale`; it divides the
+      spatial positions. A 256 px model that starts from PixArt's 512 px weights needs sample_size 64, or
+      sample_size 32 and position_scale 0.5.
+    temporal_pos: "stream" adds the temporal positions once to the tokens, as Latte does; "branch" shows them
+      to the temporal attention alone, so that they cannot disturb an image model's spatial blocks.
+    temporal_pos_per_s: temporal positions a second; 8 gives whole numbers at 8 frames a second.
+    temporal_init: "zero" starts the temporal blocks as the identity, for use on an image model's weights.
+    pooled_text: add a learned projection (zero at start) of the mean text vector to the timestep embedding.
+
+    Raises ValueError for values that no network can have.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    patch_size: int = 2
+    num_layers: int = 28
+    num_heads: int = 16
+    head_dim: int = 72
+    mlp_ratio: int = 4
+    text_dim: int = 4096
+    sample_size: int = 32
+    position_scale: float = 1.0
+    temporal_pos: TemporalPos = "stream"
+    temporal_pos_per_s: float = 8.0
+    temporal_init: TemporalInit = "normal"
+    pooled_text: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("temporal_pos", TemporalPos), ("temporal_init", TemporalInit)):
+            if getattr(self, name) not in get_args(allowed):
+                expected = " or ".join(get_args(allowed))
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        sizes = (self.in_channels, self.out_channels, self.patch_size, self.num_layers, self.num_heads)
+        if min(*sizes, self.head_dim, self.mlp_ratio, self.text_dim, self.sample_size) < 1:
+            raise ValueError(f"every size of the transformer must be at least 1; found {self}")
+        if self.width % 4:
+            raise ValueError(
+                f"num_heads * head_dim is {self.width}; expected a multiple of 4, as a quarter of the "
+                "channels each goes to the sine and cosine of row and column"
+            )
+
+    @property
+    def width(self) -> int:
+        """D, the model's width."""
+        return self.num_heads * self.head_dim
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        """How many tokens latents of this size (frames, latent height, latent width) have."""
+        return frames * (height // self.patch_size) * (width // self.patch_size)
+
+
+class Transformer(nn.Module):
+    """Predicts, from noised latents, what `prediction` says: velocity (noise - data) or epsilon (the noise).
+
+    `activation_checkpointing`: when set, each pair of blocks is computed again in the backward pass rather
+    than kept. It changes memory and time, not results.
+    """
+
+    def __init__(self, config: TransformerConfig, prediction: Prediction = "velocity") -> None:
+        super().__init__()
+        self.config = config
+        self.prediction = prediction
+        self.activation_checkpointing = False
+        width, block = config.width, (config.width, config.num_heads, config.mlp_ratio)
+        self.pos_embed = PatchEmbed(config.in_channels, width, config.patch_size)
+        self.adaln_single = AdaptiveNorm(width)
+        self.caption_projection = TwoLayers(config.text_dim, width, nn.GELU(approximate="tanh"))
+        self.pooled_text = nn.Linear(config.text_dim, width) if config.pooled_text else None
+        self.transformer_blocks = nn.ModuleList(SpatialBlock(*block) for _ in range(config.num_layers))
+        self.temporal_transformer_blocks = nn.ModuleList(
+            TemporalBlock(*block) for _ in range(config.num_layers)
+        )
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
+        _initialise(self)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        *,
+        frame_interval_s: float | Tensor | None = None,
+        size: Tensor | None = None,
+    ) -> Tensor:
+        """[B, C, T, h, w] -> [B, C', T, h, w], where C' is `config.out_channels`.
+
+        timestep [B], or [B, T] for frames at different noise levels: 1000 is pure noise, 0 is data.
+        text [B, L, D_text]; text_mask [B, L] bool, at least one true a row: rows that are false are padding
+        and change nothing. frame_interval_s: seconds from one frame to the next, for all or [B]; 1/8 when
+        not given. size is for networks conditioned on it; the ones built here are not, and ignore it.
+        """
+        dtype = self.scale_shift_table.dtype
+        text = text.to(dtype)
+        grid = self._grid(latents)
+        x = self.pos_embed(latents.to(dtype))  # [B, T, N, D]
+        x = (x + self._spatial_positions(grid, x.device)).to(dtype)
+        embedding = self._embed(timestep, text, text_mask)  # [B, F, D]
+        vectors = self.adaln_single(embedding)  # [B, F, 6, D]
+        captions = self.caption_projection(text)  # [B, L, D]
+        times = self._temporal_positions(x, frame_interval_s)
+        for index in range(self.config.num_layers):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self._pair, index, x, vectors, captions, text_mask, times, use_reentrant=False)
+            else:
+                x = self._pair(index, x, vectors, captions, text_mask, times)
+        return self._unpatchify(self._last_layer(x, embedding), grid)
+
+    def _grid(self, latents: Tensor) -> tuple[int, int]:
+        """Patches along height and along width."""
+        patch = self.config.patch_size
+        height, width = latents.shape[-2:]
+        if height % patch or width % patch:
+            raise ValueError(f"latents are {height}x{width}; expected multiples of the patch size {patch}")
+        return height // patch, width // patch
+
+    def _spatial_positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """[N, D]"""
+        base = self.config.sample_size // self.config.patch_size
+        return spatial_positions(
+            *grid, self.config.width, base=base, scale=self.config.position_scale, device=device
+        )
+
+    def _temporal_positions(self, x: Tensor, frame_interval_s: float | Tensor | None) -> Tensor:
+        """[B or 1, T, 1, D]: time since the first frame, in units of 1 / temporal_pos_per_s."""
+        interval_s = DEFAULT_FRAME_INTERVAL_S if frame_interval_s is None else frame_interval_s
+        interval = torch.as_tensor(interval_s, dtype=torch.float64, device=x.device).reshape(-1, 1)
+        positions = torch.arange(x.shape[1], device=x.device) * interval * self.config.temporal_pos_per_s
+        return sincos(positions, self.config.width)[:, :, None].to(x.dtype)
+
+    def _embed(self, timestep: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """The timestep's embedding (and the text's mean), [B, F, D]."""
+        timestep = timestep[:, None] if timestep.ndim == 1 else timestep
+        embedding = self.adaln_single.emb(timestep, text.dtype)
+        if self.pooled_text is None:
+            return embedding
+        kept = text_mask[:, :, None]
+        mean = text.masked_fill(~kept, 0).sum(1) / kept.sum(1)
+        return embedding + self.pooled_text(mean)[:, None]
+
+    def _pair(
+        self, index: int, x: Tensor, vectors: Tensor, captions: Tensor, text_mask: Tensor, times: Tensor
+    ) -> Tensor:
+        """A spatial block and the temporal block after it: [B, T, N, D] -> [B, T, N, D]."""
+        x = self.transformer_blocks[index](x, vectors, captions, text_mask)
+        branch = self.config.temporal_pos == "branch"
+        # Latte gives a single image no temporal position.
+        if not branch and index == 0 and x.shape[1] > 1:
+            x = x + times
+        return self.temporal_transformer_blocks[index](x, vectors, times if branch else None)
+
+    def _last_layer(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """[B, T, N, D] -> [B, T, N, p*p*C']"""
+        shift, scale = (self.scale_shift_table + embedding[:, :, None]).unsqueeze(2).unbind(3)
+        return self.proj_out(modulated(x, shift, scale))
+
+    def _unpatchify(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, T, N, p*p*C'] -> [B, C', T, h, w]"""
+        patch = self.config.patch_size
+        x = x.unflatten(-1, (patch, patch, -1)).unflatten(2, grid)  # [B, T, h/p, w/p, p, p, C']
+        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def _initialise(model: Transformer) -> None:
+    """PixArt's start: embedders of timestep and caption small, the text's influence and the output zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.data.flatten(1))  # a patch embedding is a linear layer too
+            _zero(module.bias)
+    for embedder in (model.adaln_single.emb.timestep_embedder, model.caption_projection):
+        nn.init.normal_(embedder.linear_1.weight, std=0.02)
+        nn.init.normal_(embedder.linear_2.weight, std=0.02)
+    nn.init.normal_(model.adaln_single.linear.weight, std=0.02)
+    _zero(*model.proj_out.parameters())
+    if model.pooled_text is not None:
+        _zero(*model.pooled_text.parameters())
+    for module in model.modules():
+        if isinstance(module, SpatialBlock):
+            _zero(*module.attn2.to_out.parameters())
+        elif isinstance(module, TemporalBlock) and model.config.temporal_init == "zero":
+            _zero(*module.attn1.to_out.parameters(), *module.ff.net[2].parameters())
+
+
+def _zero(*parameters: Tensor | None) -> None:
+    for parameter in parameters:
+        if parameter is not None:
+            nn.init.zeros_(parameter)

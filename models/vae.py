@@ -1,0 +1,122 @@
+"""The frozen VAE: frames to latents and back, through diffusers' AutoencoderKL.
+
+Shapes: N frames, H x W pixels, C latent channels, h x w latent size.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from models.errors import WeightsError
+from models.source import CONFIG_NAME, resolve_model, weights_hash
+
+
+class FrozenVAE:
+    """A VAE that never learns and whose answer for a frame depends on that frame alone.
+
+    Every batch that runs has exactly ``batch_frames`` frames: the input is cut, and the last batch is filled up with
+    zeros whose results are dropped. Libraries choose their kernels by shape, so only a fixed shape gives a
+    frame the same latent whatever else is encoded with it.
+
+    Latents are unscaled: what the encoder says, without ``scaling_factor`` and ``shift_factor``.
+
+    Attributes:
+        identity: what a dataset records: ``weights_hash``, ``class``, ``latent_channels``, ``spatial_factor``,
+            ``temporal_factor`` (1: frames are encoded one by one), ``scaling_factor``, ``shift_factor`` (None for none).
+    """
+
+    def __init__(self, model: AutoencoderKL, weights_hash: str, batch_frames: int):
+        if batch_frames < 1:
+            raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
+        self._model = model.eval().requires_grad_(False)
+        self.batch_frames = batch_frames
+        config = model.config
+        self.identity: dict[str, Any] = {
+            "weights_hash": weights_hash,
+            "class": type(model).__name__,
+            "latent_channels": config["latent_channels"],
+            "spatial_factor": 2 ** (len(config["block_out_channels"]) - 1),
+            "temporal_factor": 1,
+            "scaling_factor": config["scaling_factor"],
+            "shift_factor": config["shift_factor"],
+        }
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_frames: int = 8,
+    ) -> "FrozenVAE":
+        """Load ``tiny``, a folder or a hub id; WeightsError when it is absent or not a whole AutoencoderKL."""
+        folder = resolve_model(name, "vae")
+        model = _load_model(folder, dtype).to(device)
+        return cls(model, weights_hash(folder), batch_frames)
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """The posterior's mean of each frame: uint8 [N, H, W, 3] -> float32 [N, C, h, w], unscaled."""
+        return self.encode_posterior(frames)[0]
+
+    def encode_posterior(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The posterior's mean and standard deviation: uint8 [N, H, W, 3] -> two float32 [N, C, h, w], unscaled."""
+        factor = self.identity["spatial_factor"]
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}; expected uint8 [N, H, W, 3]")
+        if frames.shape[1] % factor or frames.shape[2] % factor:
+            raise ValueError(f"frames are {frames.shape[1]} x {frames.shape[2]}; expected multiples of {factor} pixels")
+        moments = self._run(torch.tensor(frames), self._encode_batch)  # a copy: Ray's arrays are read-only
+        mean, std = moments.chunk(2, dim=1)
+        return mean.numpy(), std.numpy()
+
+    def decode(self, latents: np.ndarray | torch.Tensor) -> np.ndarray:
+        """Pictures of unscaled latents: [N, C, h, w] -> uint8 [N, H, W, 3]."""
+        tensor = torch.tensor(latents) if isinstance(latents, np.ndarray) else latents
+        if tensor.ndim != 4 or tensor.shape[1] != self.identity["latent_channels"]:
+            expected = f"[N, {self.identity['latent_channels']}, h, w]"
+            raise ValueError(f"latents are {list(tensor.shape)}; expected {expected}")
+        return self._run(tensor, self._decode_batch).numpy()
+
+    def _encode_batch(self, frames: torch.Tensor) -> torch.Tensor:
+        pixels = frames.permute(0, 3, 1, 2).to(self._model.dtype) / 127.5 - 1  # [n, 3, H, W] in -1..1
+        posterior = self._model.encode(pixels.contiguous()).latent_dist
+        return torch.cat([posterior.mean, posterior.std], dim=1).float()  # [n, 2C, h, w]
+
+    def _decode_batch(self, latents: torch.Tensor) -> torch.Tensor:
+        pixels = self._model.decode(latents.to(self._model.dtype)).sample.float()  # [n, 3, H, W]
+        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    @torch.inference_mode()
+    def _run(self, items: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Apply a function of whole batches to any number of items; the result lies on the CPU."""
+        if len(items) == 0:
+            raise ValueError("there are no frames")
+        done = [function(batch.to(self._model.device)).cpu() for batch in self._batches(items)]
+        return torch.cat(done)[: len(items)].contiguous()
+
+    def _batches(self, items: torch.Tensor) -> Iterator[torch.Tensor]:
+        for batch in items.split(self.batch_frames):
+            missing = self.batch_frames - len(batch)
+            yield torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])]) if missing else batch
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
+    found = AutoencoderKL.load_config(folder).get("_class_name")
+    if found != AutoencoderKL.__name__:
+        raise WeightsError(f"{folder / CONFIG_NAME} describes {found}; expected AutoencoderKL")
+    try:
+        model, report = AutoencoderKL.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{folder} could not be loaded as an AutoencoderKL: {error}") from error
+    if report["missing_keys"] or report["unexpected_keys"]:
+        raise WeightsError(
+            f"{folder}: the weights are not those of its config: {len(report['missing_keys'])} tensors are missing, "
+            f"{len(report['unexpected_keys'])} unexpected {[*report['missing_keys'], *report['unexpected_keys']][:3]}"
+        )
+    return model

@@ -1,0 +1,27 @@
+"""Prompts to videos: ``python -m pipelines.sample [--config FILE] [--prompt "…"] [key.path=value ...]``."""
+
+import sys
+from collections.abc import Sequence
+
+from pipelines.command import Parser, run
+from pipelines.config import load_config
+from stages.output import settings_text
+from stages.sample import SampleConfig, describe, sample
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Parser("Make videos from prompts with trained weights.")
+    parser.add_argument("--prompt", help="one prompt; the same as text_prompt=")
+    options = parser.read(arguments)
+    prompt = [] if options.prompt is None else [("text_prompt", options.prompt)]
+    config = load_config(SampleConfig, options.config, options.settings, dict(prompt))
+    if options.dry_run:
+        print(settings_text(config), end="")
+        print(describe(config))
+        return
+    summary = sample(config)
+    print(f"{len(summary['samples'])} videos from {summary['checkpoint']}, in {config.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

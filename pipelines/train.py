@@ -1,0 +1,28 @@
+"""Train from latent shards: ``deepspeed pipelines/train.py --config FILE [key.path=value ...]``."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pipelines.command import Parser, run
+from pipelines.config import load_config
+from stages.output import settings_text
+from stages.train import TrainConfig, describe, train
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Parser("Train the diffusion transformer from latent shards with DeepSpeed ZeRO.")
+    parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher")
+    options = parser.read(arguments)
+    config = load_config(TrainConfig, options.config, options.settings)
+    if options.dry_run:
+        print(settings_text(config), end="")
+        print(describe(config, int(os.environ.get("WORLD_SIZE", 1))))
+        return
+    summary = train(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{summary['steps']} steps, final loss {summary['final_loss']:.4f}, checkpoints in {config.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,1 @@
+"""The latent-shard format: schema, writer, reader, index and loader."""

@@ -1,0 +1,285 @@
+"""What a dataset is made of: its header, the fingerprints of its columns, and the manifest over its commits.
+
+DATASET/dataset.json                          schema version and name, created first
+DATASET/256x256x56/latents/fingerprint.json   how this column was made; another way is refused
+DATASET/index/256x256x56-HASH.parquet         the samples of a bucket, in order
+DATASET/manifest.json                         written last; a reader needs only this and the indexes
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from shards import storage
+from shards.errors import DatasetError, ShardError
+from shards.schema import (
+    KEY,
+    LATENTS,
+    SCHEMA_VERSION,
+    SHARD,
+    STATUS,
+    TEXT_PREFIX,
+    Bucket,
+    index_field,
+    index_schema,
+)
+from shards.writer import (
+    Commit,
+    check_tar_name,
+    check_version,
+    commit_path,
+    committed_numbers,
+    parquet_bytes,
+    read_commit,
+)
+
+HEADER, MANIFEST, FINGERPRINT, INDEX = "dataset.json", "manifest.json", "fingerprint.json", "index"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard of one column: its tar, and the hash (xxh3_128) of the tar's bytes."""
+
+    number: int
+    samples: int
+    tar: str
+    tar_bytes: int
+    tar_hash: str
+
+
+@dataclass(frozen=True)
+class ColumnEntry:
+    """One column of a bucket, its shards ascending by number: the same numbers in every column."""
+
+    fingerprint: dict[str, Any]
+    shards: list[ShardEntry]
+
+
+@dataclass(frozen=True)
+class BucketEntry:
+    """One bucket. ``statuses`` counts its planned clips: ``written``, and each reason of a reject."""
+
+    index: str
+    index_hash: str
+    samples: int
+    statuses: dict[str, int]
+    columns: dict[str, ColumnEntry]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a reader needs beside the indexes. ``totals`` are the encode job's own counts."""
+
+    schema_version: int
+    name: str
+    totals: dict[str, Any]
+    buckets: dict[str, BucketEntry]
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Reads manifest.json; DatasetError for another schema version, ShardError for damage."""
+        found = read_json(path)
+        try:
+            check_version(found["schema_version"], path)
+            buckets = {name: _bucket_entry(entry, path) for name, entry in found["buckets"].items()}
+            return cls(**(found | {"buckets": buckets}))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ShardError(f"{path} is not a manifest ({error!r}): run the same encode again") from error
+
+
+def create_dataset(path: storage.Location, name: str) -> Path:
+    """Makes the folder of a dataset, or checks that the one there has this name, which its keys depend on."""
+    root = storage.local_path(path)
+    storage.make_folder(root)
+    header = {"schema_version": SCHEMA_VERSION, "name": name}
+    if not storage.create_exclusive(root / HEADER, json_bytes(header)):
+        found = read_header(root)
+        if found.get("name") != name:
+            raise DatasetError(
+                f"{root} holds dataset {found.get('name')!r}, not {name!r}: use another folder"
+            )
+    return root
+
+
+def read_header(root: Path) -> dict[str, Any]:
+    """dataset.json of a dataset; DatasetError if there is none or another schema version wrote it."""
+    if not storage.exists(root / HEADER):
+        state = f"has no {HEADER}" if storage.exists(root) else "does not exist"
+        raise DatasetError(f"{root} {state}: expected the output folder of an encode")
+    header = read_json(root / HEADER)
+    check_version(header.get("schema_version", 0), root / HEADER)
+    return header
+
+
+def ensure_fingerprint(
+    path: storage.Location, bucket: Bucket | str, column: str, fingerprint: Mapping[str, Any]
+) -> str:
+    """Records how a column of a bucket is made, or checks that it is the recorded way; returns its hash.
+
+    Raises DatasetError, which names each field that differs with both values.
+    """
+    folder = storage.local_path(path) / str(bucket) / column
+    storage.make_folder(folder)
+    if not storage.create_exclusive(folder / FINGERPRINT, json_bytes(fingerprint)):
+        recorded = read_json(folder / FINGERPRINT)
+        what = f"{folder} was encoded with other settings"
+        require_equal(recorded, fingerprint, what, "use those settings or another output folder")
+    return fingerprint_hash(fingerprint)
+
+
+def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json_bytes(fingerprint))
+
+
+def require_equal(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, advice: str) -> None:
+    """Raises DatasetError with each field that differs, as a dotted path, unless both are equal as JSON."""
+    was, now = _flat(found), _flat(expected)
+    differences = [
+        f"{field} is {was.get(field, 'absent')}, expected {now.get(field, 'absent')}"
+        for field in sorted(was.keys() | now.keys())
+        if was.get(field) != now.get(field)
+    ]
+    if differences:
+        raise DatasetError(f"{what}: {'; '.join(differences)}. To go on, {advice}")
+
+
+def compact(path: storage.Location, totals: Mapping[str, Any]) -> Manifest:
+    """Makes the indexes and the manifest from the commits; the manifest is replaced as a whole, last.
+
+    A bucket gets those of its text columns that cover every committed latent shard, key for key; DatasetError
+    if there is none, or if columns disagree. A text column that is still being encoded is left out.
+    """
+    root = storage.local_path(path)
+    header = read_header(root)
+    names = [name for name in storage.list_folder(root) if committed_numbers(root / name / LATENTS)]
+    if not names:
+        raise DatasetError(f"{root} has no committed shard: run the encode again")
+    buckets = {str(bucket): _compact_bucket(root, bucket) for bucket in sorted(map(Bucket.parse, names))}
+    manifest = Manifest(totals=dict(totals), buckets=buckets, **header)
+    with storage.write_whole(root / MANIFEST) as file:
+        file.write(json_bytes(asdict(manifest)))
+    return manifest
+
+
+def _compact_bucket(root: Path, bucket: Bucket) -> BucketEntry:
+    folder = root / bucket.name
+    numbers = committed_numbers(folder / LATENTS)
+    columns = [LATENTS, *_complete_text_columns(folder, numbers)]
+    commits = {
+        column: [read_commit(commit_path(folder / column, number)) for number in numbers]
+        for column in columns
+    }
+    shards = [
+        _join_columns(folder, {column: commits[column][place] for column in columns})
+        for place in range(len(numbers))
+    ]
+    index = parquet_bytes(pa.concat_tables(shards))
+    index_hash = xxhash.xxh3_128_hexdigest(index)
+    name = f"{bucket}-{index_hash[:8]}.parquet"
+    storage.make_folder(root / INDEX)
+    with storage.write_whole(root / INDEX / name) as file:
+        file.write(index)
+    return BucketEntry(
+        index=name,
+        index_hash=index_hash,
+        samples=sum(shard.num_rows for shard in shards),
+        statuses=_count_statuses(commits[LATENTS]),
+        columns={column: _column_entry(folder / column, commits[column]) for column in columns},
+    )
+
+
+def _complete_text_columns(folder: Path, numbers: Sequence[int]) -> list[str]:
+    found = {
+        column: len({*committed_numbers(folder / column)} & {*numbers})
+        for column in storage.list_folder(folder)
+        if column.startswith(TEXT_PREFIX)
+    }
+    complete = [column for column, shards in found.items() if shards == len(numbers)]
+    if not complete:
+        raise DatasetError(
+            f"{folder} has no complete text column: {found or 'none'} of {len(numbers)} shards; "
+            "run the same encode again"
+        )
+    return complete
+
+
+def _join_columns(folder: Path, commits: Mapping[str, Commit]) -> pa.Table:
+    """The index's rows of one shard, from its commit in each column."""
+    tables = {column: commit.written for column, commit in commits.items()}
+    latents, number = tables[LATENTS], commits[LATENTS].number
+    for column, table in tables.items():
+        if not table[KEY].equals(latents[KEY]):
+            raise DatasetError(
+                f"{folder}: shard {number} has {latents.num_rows} samples in {LATENTS} and "
+                f"{table.num_rows} in {column}, not the same keys: remove "
+                f"{commit_path(folder / column, number)} and run the same encode again"
+            )
+    values = {
+        index_field(column, name): table[name]
+        for column, table in tables.items()
+        for name in table.column_names
+    }
+    values |= {KEY: latents[KEY], SHARD: pa.array([number] * latents.num_rows, pa.int32())}
+    schema = index_schema(list(tables))
+    return pa.table([values[name] for name in schema.names], schema=schema)
+
+
+def _count_statuses(commits: Sequence[Commit]) -> dict[str, int]:
+    tables = pa.concat_tables([commit.table for commit in commits])
+    counted = pc.value_counts(tables[STATUS]).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda entry: entry["values"])}
+
+
+def _column_entry(folder: Path, commits: Sequence[Commit]) -> ColumnEntry:
+    fingerprint = read_json(folder / FINGERPRINT)
+    for commit in commits:
+        if commit.fingerprint_hash != fingerprint_hash(fingerprint):
+            raise DatasetError(
+                f"{commit_path(folder, commit.number)} has fingerprint {commit.fingerprint_hash}, "
+                f"{FINGERPRINT} beside it {fingerprint_hash(fingerprint)}: remove it and encode again"
+            )
+    shards = [
+        ShardEntry(commit.number, commit.written.num_rows, commit.tar, commit.tar_bytes, commit.tar_hash)
+        for commit in commits
+    ]
+    return ColumnEntry(fingerprint, shards)
+
+
+def _bucket_entry(found: dict[str, Any], path: Path) -> BucketEntry:
+    columns = {}
+    for name, column in found["columns"].items():
+        shards = [ShardEntry(**shard) for shard in column["shards"]]
+        for shard in shards:
+            check_tar_name(shard.tar, path)
+        columns[name] = ColumnEntry(column["fingerprint"], shards)
+    return BucketEntry(**(found | {"columns": columns}))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object; ShardError if it does not."""
+    try:
+        found = json.loads(storage.read(path))
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ShardError(f"{path} holds a {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Equal values give equal bytes, whatever the order of their keys."""
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _flat(value: Any, field: str = "") -> dict[str, str]:
+    """Dotted path -> JSON text of each leaf."""
+    if not isinstance(value, dict) or not value:
+        return {field: json.dumps(value, sort_keys=True)}
+    inner = (_flat(part, f"{field}.{name}" if field else name) for name, part in value.items())
+    return {path: text for leaves in inner for path, text in leaves.items()}

@@ -1,0 +1,1 @@
+"""The work behind the commands: plan, decode, encode, train, sample, evaluate."""

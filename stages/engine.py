@@ -1,0 +1,203 @@
+"""DeepSpeed ZeRO behind a small interface; the only file that imports deepspeed."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+from stages.errors import ConfigError
+from stages.optimizer import EmaAdamW, OptimizerConfig
+
+# What a training state is made of, each a full fp32 tensor by parameter name, whatever the number of ranks.
+WEIGHTS = "weights"
+OPTIMIZER_STATES = ("ema", "exp_avg", "exp_avg_sq")
+
+# Derived from the training settings in one place, below.
+DERIVED_KEYS = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+    "gradient_clipping", "bf16", "fp16", "optimizer", "scheduler",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the ranks of the run, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def print(self, text: object) -> None:
+        """Print once a run."""
+        if self.main:
+            print(text, flush=True)
+
+
+def start_ranks() -> Ranks:
+    """Join the ranks that the launcher started, over NCCL on GPUs and gloo on CPUs; alone without a launcher."""
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29555")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if not dist.is_initialized():
+        # Without this DeepSpeed compiles a shared-memory reduction for CPUs at its first start; gloo does the work.
+        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The mean of ``values`` over the ranks, on every rank."""
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
+
+
+def barrier() -> None:
+    dist.barrier()
+
+
+def check_shared(folder: Path, ranks: Ranks) -> None:
+    """Raises ConfigError, on every rank, unless all ranks see the folder that rank 0 writes to."""
+    probe = folder / ".probe"
+    if ranks.main:
+        probe.touch()
+    barrier()
+    seen = mean_over_ranks(torch.tensor(float(probe.exists()), device=ranks.device))
+    if ranks.main:
+        probe.unlink()
+    if seen < 1:
+        raise ConfigError(f"{folder} is not seen by all {ranks.world} ranks: give output= on a shared file system")
+
+
+class Engine:
+    """A model under ZeRO: ``backward`` for each micro-batch of a step, then ``step``."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: OptimizerConfig,
+        *,
+        precision: str,
+        micro_batch: int,
+        accumulation: int,
+        deepspeed_settings: Mapping[str, Any],
+    ):
+        config = _deepspeed_config(optimizer, precision, micro_batch, accumulation, deepspeed_settings)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=EmaAdamW(parameters, optimizer), model_parameters=parameters, config=config
+        )
+        self._init_optimizer_state()
+
+    def _init_optimizer_state(self) -> None:
+        zero = self.optimizer
+        stage3 = hasattr(zero, "fp32_partitioned_groups_flat")
+        partitions = zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups
+        self._inner: EmaAdamW = zero.optimizer
+        self._inner.init_state(partitions)
+        if not stage3:  # ZeRO-1 and -2 map parameters to state at the first step; a resume needs it before
+            zero._lazy_init_hp_params_optimizer_state()
+            zero._hp_optimizer_states_linked = True
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model, to be called for the forward pass."""
+        return self.engine
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.engine.backward(loss)
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()  # counts the micro-batch; moves no weights
+
+    def step(self, learning_rate: float) -> float:
+        """Move the weights after the step's last ``backward``; returns the gradient norm before clipping."""
+        for group in self._inner.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def gather(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, full fp32 CPU tensor) of ``WEIGHTS`` or one of ``OPTIMIZER_STATES``. All ranks must iterate."""
+        for name, parameter in self.engine.module.named_parameters():
+            if kind == WEIGHTS:
+                full = safe_get_full_fp32_param(parameter)
+            else:
+                full = safe_get_full_optimizer_state(parameter, kind)
+            yield name, full.detach().to("cpu", torch.float32)
+
+    def scatter(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put full tensors, as ``gather`` gave them, into the partition that each rank owns.
+
+        The model that the engine was made from must have had the same weights.
+        """
+        for name, parameter in self.engine.module.named_parameters():
+            full = tensors[name].to(parameter.device)
+            if hasattr(parameter, "ds_id"):
+                _scatter_stage3(kind, parameter, full)
+            elif kind == WEIGHTS:
+                safe_set_full_fp32_param(parameter, full)
+            else:
+                safe_set_full_optimizer_state(parameter, full, kind)
+
+    def set_step(self, step: int) -> None:
+        """The number of optimiser steps done, which Adam's bias correction and the EMA's warm-up count from."""
+        for state in self._inner.state.values():
+            state["step"].fill_(step)
+
+
+def _scatter_stage3(kind: str, parameter: torch.nn.Parameter, full: torch.Tensor) -> None:
+    """DeepSpeed's own setter of full ZeRO-3 tensors fails where the ranks' parts need padding."""
+    part = safe_get_local_fp32_param(parameter)
+    flat = full.new_zeros(part.numel() * dist.get_world_size())
+    flat[: full.numel()] = full.flatten()
+    mine = flat.view(-1, part.numel())[dist.get_rank()]
+    if kind == WEIGHTS:
+        safe_set_local_fp32_param(parameter, mine)
+    else:
+        safe_set_local_optimizer_state(parameter, mine, kind)
+
+
+def _deepspeed_config(
+    optimizer: OptimizerConfig, precision: str, micro_batch: int, accumulation: int, zero: Mapping[str, Any]
+) -> dict[str, Any]:
+    taken = [key for key in DERIVED_KEYS if key in zero]
+    if taken:
+        raise ConfigError(f"deepspeed.{taken[0]} is derived from the train.* settings: remove it")
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": optimizer.clip_norm,
+        "bf16": {"enabled": precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1_000_000_000,
+        **zero,
+    }
+    if config.setdefault("zero_optimization", {"stage": 1}).get("stage", 0) not in (1, 2, 3):
+        raise ConfigError(
+            f"deepspeed.zero_optimization.stage: found {config['zero_optimization'].get('stage')!r}, expected 1, 2 or 3"
+        )
+    return config

@@ -1,0 +1,154 @@
+"""Run shard work on Ray: actors that hold one model each, fed by decode tasks; the only file that imports ray.
+
+An actor makes one shard at a time and decodes its clips ahead, in order, within a window bounded in bytes.
+An actor or a decode task that dies is replaced and its work redone; commits make that harmless.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+
+from stages.decode import decode_source
+from stages.errors import DecodeError, WorkError
+from stages.plan import PlannedClip, ShardPlan
+
+DECODES_A_PROCESS = 500  # then Ray starts a fresh one: decoders leak
+TRANSIENT = ("timeout", "io_error", "decoder_crash")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How the job uses its machines; nothing here changes what is written.
+
+    actors: processes that hold a model, 0 for one a GPU (one on a machine without).
+    threads: of an actor on a CPU. decode_window_mb: decoded frames that wait for one actor, at most.
+    clip_timeout_s: for decoding one clip. attempts: for whatever may fail by chance.
+    """
+
+    actors: int = 0
+    threads: int = 1
+    decode_window_mb: int = 256
+    clip_timeout_s: float = 120.0
+    attempts: int = 3
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What became of the clips of one shard of one column."""
+
+    bucket: str
+    number: int
+    written: int
+    rejected: dict[str, int]
+
+
+Decode = Callable[[Sequence[PlannedClip]], Iterator["np.ndarray | DecodeError"]]
+
+
+class Worker(Protocol):
+    """What an actor holds: made once a process, then one call a shard."""
+
+    def make_shard(self, plan: ShardPlan, decode: Decode) -> ShardReport: ...
+
+
+def start() -> None:
+    """Join the cluster that RAY_ADDRESS names, else start one on this machine that ends with this process."""
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+
+
+def stop() -> None:
+    ray.shutdown()
+
+
+def run_shards(
+    make_worker: Callable[[], Worker], plans: Sequence[ShardPlan], runtime: RuntimeConfig
+) -> Iterator[ShardReport]:
+    """Make every shard, on as many actors as there are places for; reports come as shards are finished.
+
+    Raises WorkError when a shard's actor died ``attempts`` times, and whatever ``make_shard`` raised.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    places = min(len(plans), runtime.actors or gpus or 1)
+    actor_type = _ShardActor.options(num_gpus=1 if gpus else 0, num_cpus=0)
+    waiting = deque((plan, 1) for plan in plans)
+    running: dict[Any, tuple[Any, ShardPlan, int]] = {}
+
+    def begin(actor: Any) -> None:
+        plan, attempt = waiting.popleft()
+        running[actor.make.remote(plan)] = (actor, plan, attempt)
+
+    for _ in range(places):
+        begin(actor_type.remote(make_worker, runtime))
+    while running:
+        (done,), _ = ray.wait(list(running))
+        actor, plan, attempt = running.pop(done)
+        try:
+            yield ray.get(done)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError as error:
+            if attempt == runtime.attempts:
+                raise WorkError(f"shard {plan.number} of {plan.bucket.name} ended its worker {attempt} times: {error}") from None
+            waiting.appendleft((plan, attempt + 1))
+            actor = actor_type.remote(make_worker, runtime)
+        if waiting:
+            begin(actor)
+
+
+@ray.remote
+class _ShardActor:
+    def __init__(self, make_worker: Callable[[], Worker], runtime: RuntimeConfig):
+        self._worker = make_worker()
+        self._runtime = runtime
+
+    def make(self, plan: ShardPlan) -> ShardReport:
+        return self._worker.make_shard(plan, lambda clips: _decode_ahead(clips, plan, self._runtime))
+
+
+@ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
+def _decode(clip: PlannedClip, plan_shape: tuple[int, int, int], timeout_s: float) -> "np.ndarray | DecodeError":
+    try:
+        return decode_source(clip, *plan_shape, timeout_s=timeout_s)
+    except DecodeError as error:
+        return error
+
+
+def _decode_ahead(
+    clips: Sequence[PlannedClip], plan: ShardPlan, runtime: RuntimeConfig
+) -> Iterator["np.ndarray | DecodeError"]:
+    """Each clip's frames, or why it has none, in order."""
+    bucket = plan.bucket
+    shape = (bucket.frames, bucket.height, bucket.width)
+    clip_bytes = 3 * bucket.frames * bucket.height * bucket.width
+    ahead = max(1, runtime.decode_window_mb * 1_000_000 // clip_bytes)
+    pending: deque[Any] = deque()
+    submitted = iter(clips)
+    for clip in clips:
+        while len(pending) < ahead and (following := next(submitted, None)):
+            pending.append(_decode.remote(following, shape, runtime.clip_timeout_s))
+        yield _result(pending.popleft(), clip, shape, runtime)
+
+
+def _result(
+    reference: Any, clip: PlannedClip, shape: tuple[int, int, int], runtime: RuntimeConfig
+) -> "np.ndarray | DecodeError":
+    for attempt in range(runtime.attempts):
+        if attempt:
+            reference = _decode.remote(clip, shape, runtime.clip_timeout_s)
+        try:
+            outcome = ray.get(reference)
+        except WorkerCrashedError:
+            outcome = DecodeError("decoder_crash", f"the decoder ended its process on {clip.source}")
+        if not (isinstance(outcome, DecodeError) and outcome.reason in TRANSIENT):
+            break
+    return outcome

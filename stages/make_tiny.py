@@ -1,0 +1,212 @@
+"""Make the tiny models that ship in ``models/tiny``: ``python -m stages.make_tiny [FOLDER]``.
+
+Reads nothing; about 10 minutes on one core; seeded, so that the same versions give the same files.
+
+    vae/            AutoencoderKL, 4 channels at an eighth of the size, trained here on moving shapes and on
+                    gradients, blots and noise, so that other pictures come back as something sensible
+    tokenizer/      SentencePiece unigram pieces, trained here on captions and common words
+    text_encoder/   T5EncoderModel, seeded and untrained: words keep their own directions in its output
+
+They are real models at a small size, loaded by the same code as the real weights.
+"""
+
+import itertools
+import random
+import shutil
+import string
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from diffusers import AutoencoderKL
+from torch.nn import functional
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from stages.shapes.render import ShapesConfig, caption, render_frames, seen
+
+SEED = 0
+SIZE_PX = 64
+STEPS = 2000
+BATCH = 16
+PEAK_LR = 2e-3
+KL_WEIGHT = 2e-4
+SHAPE_SHARE = 0.75
+"""Share of training pictures that show shapes; the rest is anything."""
+ANY_WEIGHT = 0.3
+"""Weight of the rest's error: blots are harder than shapes and would take the whole model."""
+
+
+def shape_pictures(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Frames of clips, uint8 [count, 64, 64, 3]; only combinations that are not held out."""
+    config, shown = ShapesConfig(frames=2), seen()
+    clips = [render_frames(shown[int(rng.integers(len(shown)))], config, rng) for _ in range(count // 2)]
+    return np.concatenate(clips)
+
+
+def any_pictures(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Pictures of no particular thing, uint8 [count, 64, 64, 3]: blots of one of five grains, with boxes over them."""
+    grains_px = (4, 8, 16, 32, 63)
+    pictures = np.empty((count, SIZE_PX, SIZE_PX, 3), np.uint8)
+    for number in range(count):
+        cells = SIZE_PX // int(rng.choice(grains_px)) + 1
+        contrast = rng.uniform(0.05, 0.6)
+        coarse = rng.uniform(0, 1, 3) + contrast * rng.normal(0, 0.5, (cells, cells, 3))
+        picture = _enlarge(coarse)
+        for _ in range(int(rng.integers(0, 4))):
+            top, left = rng.integers(0, SIZE_PX, 2)
+            height, width = rng.integers(4, SIZE_PX // 2, 2)
+            picture[top : top + height, left : left + width] = rng.uniform(0, 1, 3)
+        pictures[number] = np.rint(picture.clip(0, 1) * 255)
+    return pictures
+
+
+def _enlarge(coarse: np.ndarray) -> np.ndarray:
+    """Bilinear interpolation of [n, n, 3] to [64, 64, 3]."""
+    tensor = torch.from_numpy(coarse).permute(2, 0, 1)[None]
+    large = functional.interpolate(tensor, size=(SIZE_PX, SIZE_PX), mode="bilinear", align_corners=True)
+    return large[0].permute(1, 2, 0).numpy().copy()
+
+
+def as_input(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in -1..1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def new_vae() -> AutoencoderKL:
+    """An untrained autoencoder of 0.4 M parameters."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 32, 48),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIZE_PX,
+    )
+
+
+def train_vae(vae: AutoencoderKL, steps: int) -> None:
+    """Absolute error of the reconstruction plus a KL term, whose noise makes the decoder smooth."""
+    rng = np.random.default_rng(SEED)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_LR, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps, pct_start=0.05)
+    shapes = int(BATCH * SHAPE_SHARE) // 2 * 2
+    weights = torch.tensor([1.0] * shapes + [ANY_WEIGHT] * (BATCH - shapes)) / BATCH
+    started_s = time.monotonic()
+    for step in range(1, steps + 1):
+        pictures = np.concatenate([shape_pictures(shapes, rng), any_pictures(BATCH - shapes, rng)])
+        target = as_input(pictures)
+        posterior = vae.encode(target).latent_dist
+        restored = vae.decode(posterior.sample()).sample
+        error = (restored - target).abs().mean(dim=(1, 2, 3))
+        error = error @ weights
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        optimizer.zero_grad()
+        (error + KL_WEIGHT * kl).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            taken_s = time.monotonic() - started_s
+            print(f"vae {step}/{steps}  error {error.item():.4f}  kl {kl.item():.3f}  {taken_s:.0f} s", flush=True)
+
+
+def make_vae(folder: Path, steps: int = STEPS) -> None:
+    """Train and save the VAE; its scaling factor makes the latents of shapes have unit variance."""
+    torch.manual_seed(SEED)
+    vae = new_vae()
+    train_vae(vae, steps)
+    pictures = as_input(shape_pictures(512, np.random.default_rng(SEED + 1)))
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.mean
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    vae.save_pretrained(folder)
+
+
+COLUMNS = (
+    ["a", "the", "two", "one small", "a large", "some"],
+    ["red", "yellow", "green", "cyan", "blue", "purple", "white", "black", "young", "old", "wooden"],
+    ["ball", "square", "triangle", "woman", "man", "dog", "cat", "car", "tree", "street", "child", "people"],
+    ["moves", "walks", "stands", "runs", "sits", "is shown", "is playing", "is seen", "talks", "dances"],
+    ["left", "right", "up", "down", "in the water", "on the table", "with the camera", "of the house", "and smiles"],
+)
+"""Words of the sentences that the tokenizer is trained on: one of each column."""
+PIECES = 256
+TEXT_WIDTH = 64
+
+
+def training_sentences(count: int) -> list[str]:
+    """Captions of moving shapes, sentences of common words, and random letters so that each can stand alone.
+
+    The trainer takes for a piece only what occurs in several different words, so each word also comes with endings.
+    """
+    rng = random.Random(SEED)
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    sentences = [caption(combination) for combination in seen()] * (count // 200)
+    sentences += [" ".join(rng.choice(words) for words in COLUMNS) for _ in range(count)]
+    sentences += [f"{word}{end}" for words in COLUMNS for word in " ".join(words).split() for end in (",", ".", "s")]
+    sentences += ["".join(rng.choices(letters, k=rng.randint(1, 9))) for _ in range(count // 20)]
+    return sentences
+
+
+def make_tokenizer(folder: Path) -> None:
+    """Train and save a SentencePiece unigram tokenizer of T5's kind: <pad> 0, </s> 1, <unk> 2, any ASCII text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        prefix = Path(scratch) / "spiece"
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(training_sentences(4000)),
+            model_prefix=str(prefix),
+            model_type="unigram",
+            vocab_size=PIECES,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            required_chars=string.printable.strip(),
+            normalization_rule_name="identity",
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            pad_piece="<pad>",
+            num_threads=1,
+            minloglevel=2,
+        )
+        T5Tokenizer.from_pretrained(scratch, extra_ids=0, model_max_length=512).save_pretrained(folder)
+        shutil.copyfile(prefix.with_suffix(".model"), folder / "spiece.model")
+
+
+def make_text_encoder(folder: Path, pieces: int) -> None:
+    """Save a seeded, untrained T5 encoder.
+
+    Its attention is weak, so that each token keeps most of its own random direction and a linear map can read the
+    words from the mean of the output. The final norm gives the output unit scale, as trained T5's has in training.
+    """
+    torch.manual_seed(SEED)
+    config = T5Config(
+        vocab_size=pieces,
+        d_model=TEXT_WIDTH,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    T5EncoderModel(config).save_pretrained(folder)
+
+
+def main(folder: Path) -> None:
+    """Make the three models in ``folder``."""
+    torch.set_num_threads(1)
+    make_tokenizer(folder / "tokenizer")
+    make_text_encoder(folder / "text_encoder", PIECES)
+    make_vae(folder / "vae")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "models" / "tiny")

@@ -1,0 +1,51 @@
+"""What every command leaves in its output folder: its resolved settings and a summary."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.errors import ConfigError
+
+
+def output_folder(path: str) -> Path:
+    """The folder, made when absent. Raises ConfigError when it cannot be written."""
+    if not path:
+        raise ConfigError("output is not set: give output=FOLDER")
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the output folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def save_settings(folder: Path, config: Any) -> None:
+    """The resolved config as config.yaml."""
+    write_text(folder / "config.yaml", settings_text(config))
+
+
+def settings_text(config: Any) -> str:
+    """A config dataclass as YAML that ``--config`` reads back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def save_summary(folder: Path, summary: dict[str, Any]) -> None:
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

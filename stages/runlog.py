@@ -1,0 +1,87 @@
+"""What a run tells while it goes: a progress line, metrics.jsonl and TensorBoard."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+class Stopwatch:
+    """Rates since it was made, and the share of the time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited_s = 0.0
+        self._clips = 0
+        self._tokens = 0
+
+    def add(self, clips: int, tokens: int, waited_s: float) -> None:
+        self._clips += clips
+        self._tokens += tokens
+        self._waited_s += waited_s
+
+    def report(self) -> dict[str, float]:
+        elapsed_s = time.perf_counter() - self._start
+        return {
+            "clips_per_s": self._clips / elapsed_s,
+            "tokens_per_s": self._tokens / elapsed_s,
+            "data_wait_share": self._waited_s / elapsed_s,
+        }
+
+
+class RunLog:
+    """Rank 0's log of a run. Opening it at a step drops the metrics after that step (a resume replaces them)."""
+
+    def __init__(self, run: Path, start_step: int, total_steps: int):
+        self._path = run / "metrics.jsonl"
+        self._total = total_steps
+        self._started = time.perf_counter()
+        self._start_step = start_step
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= start_step]
+        self.last_loss: float | None = json.loads(kept[-1])["loss"] if kept else None
+        self._path.write_text("".join(kept))
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
+
+    def _lines(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text().splitlines(keepends=True)
+        return [line for line in lines if line.endswith("}\n")]  # a killed run may leave half a line
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, one point a number in TensorBoard, one progress line."""
+        self.last_loss = metrics["loss"]
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            if name != "step" and isinstance(value, int | float):
+                self._board.add_scalar(name, value, metrics["step"])
+        self._progress(metrics)
+
+    def _progress(self, metrics: dict[str, Any]) -> None:
+        step = metrics["step"]
+        done = max(1, step - self._start_step)
+        left_s = (time.perf_counter() - self._started) / done * (self._total - step)
+        line = (
+            f"step {step}/{self._total}  loss {metrics['loss']:.4f}  {metrics['clips_per_s']:.1f} clips/s  "
+            f"data wait {metrics['data_wait_share']:.1%}  left {left_s / 60:.1f} min"
+        )
+        terminal = sys.stdout.isatty()
+        print(f"\r{line}" if terminal else line, end="" if terminal and step < self._total else "\n", flush=True)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,223 @@
+"""Prompts to videos with trained weights; the text encoder, the transformer and the VAE take turns in memory."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from models import flow
+from models.latents import LatentStats
+from models.text import TextEncoder
+from models.transformer import Transformer
+from models.vae import FrozenVAE
+from models.weights import CheckpointInfo, find_checkpoint, load_transformer, read_info, read_null_text
+from shards.schema import Bucket
+from stages.errors import ConfigError
+from stages.output import output_folder, save_settings, save_summary
+from stages.video import contact_sheet, write_mp4
+
+SHEET_ROWS = 24
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What is sampled, from which weights, and how.
+
+    text_prompt: a prompt, a list of them, or the path of a file with one prompt a line.
+    ckpt: a run or checkpoint folder; by default the newest run in ``outputs``.
+    pretrained_model_path: the VAE and the text encoder that the shards were made with.
+    height, width, frames: pixels and frames; by default the largest bucket that the checkpoint was trained on.
+    Sample i of the list has the seed ``seed + i``.
+    """
+
+    text_prompt: str | list[str] = ""
+    ckpt: str = ""
+    pretrained_model_path: str = "tiny"
+    output: str = "outputs/samples"
+    seed: int = 0
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    steps: int = 30
+    guidance_scale: float = 4.0
+    batch_size: int = 8
+    weights: Literal["ema", "model"] = "ema"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video to make."""
+
+    prompt: str
+    seed: int
+    text: torch.Tensor  # [L, D]
+
+
+def sample(config: SampleConfig) -> dict[str, Any]:
+    """Make one .mp4 a prompt, a contact sheet and summary.json; returns the summary."""
+    prompts = read_prompts(config.text_prompt)
+    checkpoint = choose_checkpoint(config.ckpt)
+    info = read_info(checkpoint)
+    shape = latent_shape(config, info)
+    output = output_folder(config.output)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    save_settings(output, config)
+
+    requests = _encode_prompts(config, prompts, info, device)
+    latents = _denoise_all(config, requests, checkpoint, info, shape, device)
+    videos = _decode(config, latents, info, device)
+
+    fps = 1 / info.frame_interval_s
+    rows = []
+    for number, (request, frames) in enumerate(zip(requests, videos, strict=True)):
+        file = f"{number:04d}-{_slug(request.prompt)}.mp4"
+        write_mp4(output / file, frames, fps)
+        rows.append({"file": file, "prompt": request.prompt, "seed": request.seed})
+    contact_sheet(output / "contact_sheet.png", videos[:SHEET_ROWS], [row["prompt"] for row in rows[:SHEET_ROWS]])
+    summary = {"samples": rows, "checkpoint": str(checkpoint)}
+    save_summary(output, summary)
+    return summary
+
+
+def read_prompts(source: str | Sequence[str]) -> list[str]:
+    """The prompts that ``text_prompt`` names. Raises ConfigError when there are none."""
+    if isinstance(source, str):
+        file = Path(source)
+        is_file = source.endswith(".txt") or (len(source) < 256 and file.is_file())
+        if is_file and not file.is_file():
+            raise ConfigError(f"no prompt file at {file}: give text_prompt= a file of prompts or a prompt")
+        source = file.read_text(encoding="utf-8").splitlines() if is_file else [source]
+    prompts = [text.strip() for text in source if text.strip()]
+    if not prompts:
+        raise ConfigError('no prompts: give --prompt "a red ball moves left", or text_prompt= a list or a file of them')
+    return prompts
+
+
+def choose_checkpoint(path: str) -> Path:
+    """The checkpoint at ``path``, a run's newest, or the newest of all runs in ``outputs``."""
+    if path:
+        return find_checkpoint(path)
+    everywhere = sorted(Path("outputs").glob("**/checkpoints/step-*"), key=lambda folder: folder.stat().st_mtime)
+    if not everywhere:
+        raise ConfigError("no checkpoint under outputs: train first, or give ckpt= a run or checkpoint folder")
+    return everywhere[-1]
+
+
+def latent_shape(config: SampleConfig, info: CheckpointInfo) -> tuple[int, int, int, int]:
+    """[C, T, h, w] of the latents of the asked or trained size. Raises ConfigError for sizes that cannot be."""
+    trained = max(map(Bucket.parse, info.buckets), key=lambda bucket: bucket.height * bucket.width * bucket.frames)
+    height, width = config.height or trained.height, config.width or trained.width
+    frames = config.frames or trained.frames
+    vae, patch = info.vae, info.transformer.patch_size
+    multiple = vae["spatial_factor"] * patch
+    if height % multiple or width % multiple:
+        raise ConfigError(f"found height x width {height}x{width}, expected multiples of {multiple} (VAE x patch)")
+    if (frames - 1) % vae["temporal_factor"]:
+        raise ConfigError(f"frames: found {frames}, expected 1 + a multiple of {vae['temporal_factor']} (the VAE's)")
+    latent_frames = (frames - 1) // vae["temporal_factor"] + 1
+    return (vae["latent_channels"], latent_frames, height // vae["spatial_factor"], width // vae["spatial_factor"])
+
+
+def _encode_prompts(
+    config: SampleConfig, prompts: list[str], info: CheckpointInfo, device: torch.device
+) -> list[Request]:
+    encoder = TextEncoder.load(config.pretrained_model_path, device=device)
+    _same_model("text encoder", encoder.identity, info.text_encoder, config.pretrained_model_path)
+    texts = encoder.encode(prompts)
+    return [
+        Request(prompt, config.seed + number, torch.from_numpy(text))
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+
+
+def _same_model(what: str, found: dict[str, Any], expected: dict[str, Any], path: str) -> None:
+    differing = [f"{key} {found[key]!r} (trained with {expected.get(key)!r})" for key in found if found[key] != expected.get(key)]
+    if differing:
+        raise ConfigError(f"the {what} of pretrained_model_path={path} is another than the shards': {'; '.join(differing)}")
+
+
+def _denoise_all(
+    config: SampleConfig,
+    requests: list[Request],
+    checkpoint: Path,
+    info: CheckpointInfo,
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+) -> list[torch.Tensor]:
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model = load_transformer(checkpoint, weights=config.weights).to(device, dtype)
+    null_text, _ = read_null_text(checkpoint)
+    batches = [requests[i : i + config.batch_size] for i in range(0, len(requests), config.batch_size)]
+    latents: list[torch.Tensor] = []
+    for batch in tqdm(batches, desc="denoise", unit="batch", disable=None):
+        latents += denoise(
+            model, info, [request.text for request in batch], null_text, [request.seed for request in batch],
+            shape, steps=config.steps, guidance_scale=config.guidance_scale,
+        ).cpu()  # fmt: skip
+    return latents
+
+
+@torch.no_grad()
+def denoise(
+    model: Transformer,
+    info: CheckpointInfo,
+    texts: Sequence[torch.Tensor],
+    null_text: torch.Tensor,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int, int],
+    *,
+    steps: int,
+    guidance_scale: float,
+) -> torch.Tensor:
+    """Normalised latents [B, C, T, h, w] from noise by Euler steps under classifier-free guidance.
+
+    texts: B of [L, D], any lengths; null_text [L0, D]. Each sample's noise comes from its own seed, and text
+    is masked to its own length, so that a sample does not depend on its batch.
+    """
+    device = next(model.parameters()).device
+    count = len(texts)
+    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
+    guided = guidance_scale != 1
+    text, mask = pad([*texts, *([null_text] * count if guided else [])], device)
+    shift = flow.shift_for(info.flow, model.config.tokens(*shape[1:]))
+    sigmas = flow.schedule(steps, shift).tolist()
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        inputs = torch.cat([x, x]) if guided else x
+        timestep = flow.timestep(torch.full((len(inputs),), sigma, device=device))
+        velocity = model(inputs, timestep, text, mask, frame_interval_s=info.frame_interval_s).float()
+        if guided:
+            conditional, unconditional = velocity.chunk(2)
+            velocity = unconditional + guidance_scale * (conditional - unconditional)
+        x = flow.euler_step(x, velocity, sigma, following)
+    return x
+
+
+def pad(texts: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """B texts [L, D] of any lengths -> zero-padded float32 [B, Lmax, D] and mask [B, Lmax], true on real tokens."""
+    padded = torch.nn.utils.rnn.pad_sequence([text.float() for text in texts], batch_first=True)
+    lengths = torch.tensor([len(text) for text in texts])
+    return padded.to(device), (torch.arange(padded.shape[1]) < lengths[:, None]).to(device)
+
+
+def _decode(
+    config: SampleConfig, latents: list[torch.Tensor], info: CheckpointInfo, device: torch.device
+) -> list[np.ndarray]:
+    vae = FrozenVAE.load(config.pretrained_model_path, device=device)
+    _same_model("VAE", vae.identity, info.vae, config.pretrained_model_path)
+    stats = LatentStats.of(info.vae)
+    return list(tqdm(_videos(vae, stats, latents), desc="decode", total=len(latents), unit="video", disable=None))
+
+
+def _videos(vae: FrozenVAE, stats: LatentStats, latents: list[torch.Tensor]) -> Iterator[np.ndarray]:
+    for sample_latents in latents:
+        yield vae.decode(stats.denormalise(sample_latents).transpose(0, 1))  # [T, C, h, w] -> [T, H, W, 3]
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"

@@ -1,0 +1,295 @@
+"""Train the diffusion transformer from latent shards alone: no VAE, text encoder or video decoder is loaded."""
+
+import math
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from models.flow import FlowConfig
+from models.latents import LatentStats
+from models.presets import preset
+from models.transformer import Transformer, TransformerConfig
+from models.weights import CheckpointInfo, load_into
+from shards.dataset import Dataset
+from shards.loader import Batch, DataConfig, Loader, selection_hash
+from shards.order import SampleOrder
+from shards.schema import LATENTS, text_column
+from stages import checkpoint
+from stages.checkpoint import Progress
+from stages.engine import Engine, Ranks, check_shared, mean_over_ranks, start_ranks
+from stages.errors import ConfigError, WorkError
+from stages.loss import FlowLoss
+from stages.optimizer import OptimizerConfig, learning_rate
+from stages.output import output_folder, save_settings, save_summary
+from stages.runlog import RunLog, Stopwatch, peak_memory_gb
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """The ``train`` section; batch_size is of all ranks together."""
+
+    steps: int = 1000
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    precision: Literal["bf16", "fp32"] = "bf16"
+    activation_checkpointing: bool = False
+    caption_dropout: float = 0.1
+    init_from: str | None = None
+    save_every: int = 1000
+    keep_last: int = 2
+    log_every: int = 10
+    log_sample_ids: bool = False
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run is made from.
+
+    model: ``preset`` (see `models.presets`) and the fields of TransformerConfig that differ from it.
+    deepspeed: any DeepSpeed setting that does not follow from the others, such as ``zero_optimization``.
+    """
+
+    output: str = ""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: dict[str, Any] = field(default_factory=lambda: {"preset": "XL/2"})
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    train: StepConfig = field(default_factory=StepConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data of a run: what is read, in which order, and what the model must know of it."""
+
+    dataset: Dataset
+    loader: Loader
+    null_text: torch.Tensor  # [L0, D]
+    vae: dict[str, Any]
+    text_encoder: dict[str, Any]
+    fps: float
+    selection_hash: str
+
+
+def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
+    """Open the shards and fix the order of samples. Raises DatasetError where they cannot be trained on."""
+    column = text_column(config.data.text)
+    dataset = Dataset.open(config.data.shards, text=column)
+    vae = dataset.shared(LATENTS, "vae")
+    batch = config.train.batch_size
+    order = SampleOrder(
+        {bucket.name: dataset.counts_per_shard(bucket) for bucket in dataset.buckets},
+        {bucket.name: batch for bucket in dataset.buckets},
+        config.seed,
+        config.data.window_shards,
+    )
+    return Source(
+        dataset,
+        Loader(dataset, config.data, order, rank, world),
+        torch.from_numpy(dataset.null_text(column)[0]),
+        vae,
+        dataset.shared(column, "text_encoder"),
+        dataset.shared(LATENTS, "sampling")["fps"],
+        selection_hash(dataset, dataset.buckets, [LATENTS, column]),
+    )
+
+
+def transformer_config(config: TrainConfig, **data: int) -> TransformerConfig:
+    """The network that the ``model`` section names, with the sizes that the data set."""
+    settings = dict(config.model)
+    try:
+        return preset(settings.pop("preset", "XL/2"), settings | data)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: {error}") from None
+
+
+def build_model(config: TrainConfig, source: Source) -> Transformer:
+    """The transformer for this data, with fresh weights drawn from the run's seed."""
+    torch.manual_seed(config.seed)
+    channels = source.vae["latent_channels"]
+    sizes = {"in_channels": channels, "out_channels": channels, "text_dim": source.text_encoder["dim"]}
+    model = Transformer(transformer_config(config, **sizes))
+    model.activation_checkpointing = config.train.activation_checkpointing
+    return model
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train, or continue the run in ``config.output``, until ``train.steps``. Returns the summary."""
+    ranks = start_ranks()
+    check(config, ranks.world)
+    run = output_folder(config.output)
+    check_shared(run, ranks)
+    source = open_source(config, ranks.rank, ranks.world)
+    model = build_model(config, source)
+    info = _info(config, model, source)
+
+    # Where to start: the newest checkpoint of this run, or other weights, or fresh ones.
+    resumed = checkpoint.newest(run)
+    progress = Progress(0, 0, config.seed, config.train.batch_size, source.selection_hash)
+    if resumed:
+        progress = checkpoint.resume_point(resumed, progress, info)
+        load_into(model, resumed, "model")
+    elif config.train.init_from:
+        report = load_into(model, config.train.init_from)
+        ranks.print(report)
+    engine = _engine(config, model, ranks)
+    if resumed:
+        checkpoint.restore(resumed, engine, progress)
+    if ranks.main:
+        save_settings(run, config)
+    ranks.print(_opening(config, model, source, ranks, progress))
+
+    log = RunLog(run, progress.step, config.train.steps) if ranks.main else None
+    started = time.perf_counter()
+    progress = _loop(config, run, ranks, source, model, engine, info, progress, log)
+    summary = {"steps": progress.step, "samples_seen": progress.samples_seen}
+    if log:
+        summary |= {"final_loss": log.last_loss, "seconds": round(time.perf_counter() - started, 1)}
+        save_summary(run, summary)
+        log.close()
+    return summary
+
+
+def _loop(
+    config: TrainConfig,
+    run: Path,
+    ranks: Ranks,
+    source: Source,
+    model: Transformer,
+    engine: Engine,
+    info: CheckpointInfo,
+    progress: Progress,
+    log: RunLog | None,
+) -> Progress:
+    settings = config.train
+    loss_of = FlowLoss(
+        config.flow,
+        LatentStats.of(source.vae),
+        source.null_text,
+        frame_interval_s=1 / source.fps,
+        caption_dropout=settings.caption_dropout,
+        seed=config.seed,
+        device=ranks.device,
+    )
+    watch = Stopwatch()
+    with closing(source.loader.batches(progress.step, settings.steps)) as batches:
+        for step in range(progress.step, settings.steps):
+            # Read.
+            waiting = time.perf_counter()
+            batch = next(batches)
+            waited_s = time.perf_counter() - waiting
+
+            # Step.
+            tokens = model.config.tokens(batch.mean.shape[1], *batch.mean.shape[3:])
+            losses = []
+            for part in batch.split(settings.gradient_accumulation):
+                loss = loss_of(engine.module, part, tokens)
+                engine.backward(loss)
+                losses.append(loss.detach())
+            norm = engine.step(learning_rate(step, settings.steps, config.optimizer))
+            watch.add(settings.batch_size, settings.batch_size * tokens, waited_s)
+            done = step + 1
+
+            # Report.
+            if done % settings.log_every == 0 or done == settings.steps:
+                mean_loss = float(mean_over_ranks(torch.stack(losses).mean()))
+                if not math.isfinite(mean_loss):
+                    raise WorkError(f"the loss is {mean_loss} at step {done}: lower optimizer.lr and run again")
+                if log:
+                    keys = source.loader.keys(step) if settings.log_sample_ids else None
+                    log.write(_metrics(config, done, mean_loss, norm, watch, keys))
+                watch = Stopwatch()
+
+            # Save.
+            if done % settings.save_every == 0 or done == settings.steps:
+                progress = progress.after(done)
+                checkpoint.save(run, progress, info, source.null_text, engine, ranks)
+                if ranks.main:
+                    checkpoint.keep_last(run, settings.keep_last)
+    return progress
+
+
+def _metrics(
+    config: TrainConfig, done: int, loss: float, norm: float, watch: Stopwatch, keys: list[str] | None
+) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "step": done,
+        "loss": loss,
+        "learning_rate": learning_rate(done - 1, config.train.steps, config.optimizer),
+        "gradient_norm": norm,
+        **watch.report(),
+        "peak_memory_gb": peak_memory_gb(),
+        "mfu": None,
+    }
+    return metrics if keys is None else {**metrics, "sample_ids": keys}
+
+
+def check(config: TrainConfig, world: int) -> None:
+    """Raises ConfigError for settings that no run can have on this many ranks."""
+    transformer_config(config)
+    settings = config.train
+    share = world * settings.gradient_accumulation
+    if settings.batch_size % share:
+        raise ConfigError(
+            f"train.batch_size: found {settings.batch_size}, expected a multiple of {share} "
+            f"({world} ranks x train.gradient_accumulation {settings.gradient_accumulation})"
+        )
+    for name in ("steps", "batch_size", "gradient_accumulation", "save_every", "keep_last", "log_every"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"train.{name}: found {getattr(settings, name)}, expected at least 1")
+
+
+def _engine(config: TrainConfig, model: Transformer, ranks: Ranks) -> Engine:
+    settings = config.train
+    return Engine(
+        model,
+        config.optimizer,
+        precision=settings.precision,
+        micro_batch=settings.batch_size // (ranks.world * settings.gradient_accumulation),
+        accumulation=settings.gradient_accumulation,
+        deepspeed_settings=config.deepspeed,
+    )
+
+
+def _info(config: TrainConfig, model: Transformer, source: Source) -> CheckpointInfo:
+    return CheckpointInfo(
+        step=0,
+        transformer=model.config,
+        prediction="velocity",
+        flow=config.flow,
+        vae=source.vae,
+        text_encoder=source.text_encoder,
+        frame_interval_s=1 / source.fps,
+        buckets=tuple(bucket.name for bucket in source.dataset.buckets),
+    )
+
+
+def _opening(config: TrainConfig, model: Transformer, source: Source, ranks: Ranks, progress: Progress) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    shapes = ", ".join(bucket.name for bucket in source.dataset.buckets)
+    start = f"continues at step {progress.step}" if progress.step else "starts"
+    return (
+        f"{config.output} {start}: {parameters:.2f} M parameters, {ranks.world} ranks on {ranks.device.type}, "
+        f"buckets {shapes}, {config.train.precision}"
+    )
+
+
+def describe(config: TrainConfig, world: int) -> str:
+    """What ``train`` would do, in a few lines."""
+    check(config, world)
+    source = open_source(config, 0, world)
+    model = build_model(config, source)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
+    passes = config.train.steps * config.train.batch_size / epoch
+    state_gb = parameters * 20 / world / 1e9
+    return (
+        f"{parameters / 1e6:.2f} M parameters; {epoch} samples, {passes:.1f} passes over them\n"
+        f"checkpoints of {parameters * 16 / 1e9:.2f} GB, the newest {config.train.keep_last} kept; "
+        f"weights, moments and average take about {state_gb:.2f} GB a rank, activations come on top"
+    )

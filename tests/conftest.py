@@ -1,0 +1,29 @@
+"""Fixtures and rules shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_unwanted_skips: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The optional folder of real clips and tokenizers; tests that need it skip without it."""
+    folder = os.environ.get("WISESORA_ASSETS")
+    if not folder:
+        pytest.skip("set WISESORA_ASSETS to a folder of real clips to run this test")
+    return Path(folder)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Where all optional parts are installed, a skip hides a fault; only a GPU may be absent."""
+    if report.skipped and os.environ.get("WISESORA_FAIL_ON_SKIP") and "gpu" not in report.keywords:
+        _unwanted_skips.append(f"{report.nodeid}: {report.longrepr}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unwanted_skips:
+        print("\nskipped, with WISESORA_FAIL_ON_SKIP set:", *_unwanted_skips, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,84 @@
+"""Small transformers with every parameter drawn at random, and the diffusers models they are held against."""
+
+from typing import Any
+
+import torch
+from diffusers import LatteTransformer3DModel, PixArtTransformer2DModel
+from torch import Tensor, nn
+
+from models.transformer import Transformer, TransformerConfig
+
+SMALL = TransformerConfig(
+    in_channels=4, out_channels=8, num_layers=2, num_heads=2, head_dim=12, text_dim=20, sample_size=16
+)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Draws every parameter, those that start at zero too, large enough for each to show in the output."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.3 if parameter.ndim == 1 else 1.5 * parameter[0].numel() ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    return model.eval()
+
+
+def random_transformer(config: TransformerConfig = SMALL, seed: int = 0) -> Transformer:
+    model = Transformer(config)
+    randomise(model, seed)
+    return model
+
+
+def diffusers_arguments(config: TransformerConfig) -> dict[str, Any]:
+    """Our config in the words of the diffusers classes."""
+    return {
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.head_dim,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.num_layers,
+        "cross_attention_dim": config.width,
+        "attention_bias": True,
+        "sample_size": config.sample_size,
+        "patch_size": config.patch_size,
+        "activation_fn": "gelu-approximate",
+        "num_embeds_ada_norm": 1000,
+        "norm_type": "ada_norm_single",
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "caption_channels": config.text_dim,
+    }
+
+
+def latte(config: TransformerConfig, frames: int) -> LatteTransformer3DModel:
+    """The reference video model; its temporal positions are made for one number of frames."""
+    return LatteTransformer3DModel(**diffusers_arguments(config), video_length=frames).eval()
+
+
+def pixart(config: TransformerConfig) -> PixArtTransformer2DModel:
+    """The reference image model."""
+    arguments = diffusers_arguments(config) | {"interpolation_scale": config.position_scale}
+    return PixArtTransformer2DModel(**arguments, use_additional_conditions=False).eval()
+
+
+def inputs(
+    config: TransformerConfig = SMALL,
+    shape: tuple[int, int, int] = (3, 8, 8),
+    lengths: tuple[int, ...] = (5, 5),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents of (frames, height, width), timesteps, text padded with garbage, and its mask."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    batch, longest = len(lengths), max(lengths)
+    latents = torch.randn(batch, config.in_channels, *shape, generator=generator)
+    timestep = torch.linspace(37.5, 950, batch)
+    text = torch.randn(batch, longest, config.text_dim, generator=generator)
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    return latents, timestep, text, mask
+
+
+def assert_close(found: Tensor, expected: Tensor, share: float = 1e-4) -> None:
+    """The largest difference is at most this share of the expected values' scale."""
+    assert found.shape == expected.shape
+    scale = expected.abs().max()
+    assert scale > 0.1, "the reference's output is too small to compare anything with"
+    assert (found - expected).abs().max() <= share * scale

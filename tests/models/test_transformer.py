@@ -1,0 +1,327 @@
+"""The transformer against diffusers' Latte and PixArt, and against itself where it must not change."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.layers import sincos, spatial_positions
+from models.transformer import Transformer, TransformerConfig
+from tests.models.networks import (
+    SMALL,
+    assert_close,
+    inputs,
+    latte,
+    pixart,
+    random_transformer,
+    randomise,
+)
+
+SHAPES = [
+    (1, 16, 16),
+    (1, 8, 12),
+    (2, 16, 16),
+    (2, 6, 10),
+    (3, 8, 8),
+    (4, 12, 4),
+    (5, 16, 16),
+    (5, 32, 8),
+    (8, 4, 6),
+    (16, 8, 8),
+    (17, 2, 2),
+    (40, 2, 8),
+    (4, 24, 24),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_equals_latte(shape: tuple[int, int, int]) -> None:
+    model, reference = random_transformer(), latte(SMALL, shape[0])
+    reference.load_state_dict(model.state_dict())
+    latents, timestep, text, mask = inputs(shape=shape)
+    expected = reference(latents, timestep, text, return_dict=False)[0]
+    assert_close(model(latents, timestep, text, mask), expected)
+
+
+@torch.no_grad()
+def test_equals_latte_with_each_caption_alone_and_unpadded() -> None:
+    """The reference cannot mask padding in a video's batch, so it sees one true caption at a time."""
+    model, reference = random_transformer(), latte(SMALL, 3)
+    reference.load_state_dict(model.state_dict())
+    lengths = (7, 1, 4)
+    latents, timestep, text, mask = inputs(lengths=lengths)
+    found = model(latents, timestep, text, mask)
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        expected = reference(latents[one], timestep[one], text[one, :length], return_dict=False)[0]
+        assert_close(found[one], expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 8, 8), (1, 10, 24)])
+@pytest.mark.parametrize("position_scale", [1.0, 0.5])
+@torch.no_grad()
+def test_one_frame_equals_pixart_with_masked_captions(
+    shape: tuple[int, int, int], position_scale: float
+) -> None:
+    config = replace(SMALL, position_scale=position_scale, temporal_init="zero")
+    model, reference = _image_model(config)
+    latents, timestep, text, mask = inputs(shape=shape, lengths=(7, 1, 4))
+    expected = reference(latents[:, :, 0], text, timestep, encoder_attention_mask=mask, return_dict=False)[0]
+    assert_close(model(latents, timestep, text, mask)[:, :, 0], expected)
+
+
+@torch.no_grad()
+def test_a_256_px_model_on_512_px_positions() -> None:
+    """Half the size at half the scale has the positions of the larger sample size, as the docstring says."""
+    small = replace(SMALL, sample_size=32, position_scale=0.5)
+    large = replace(SMALL, sample_size=64)
+    model, other = random_transformer(small), random_transformer(large)
+    assert torch.equal(model(*inputs(shape=(2, 32, 32))), other(*inputs(shape=(2, 32, 32))))
+
+
+@torch.no_grad()
+def test_new_temporal_blocks_leave_the_image_model_as_it_is() -> None:
+    config = replace(SMALL, temporal_init="zero", temporal_pos="branch")
+    model, reference = _image_model(config)
+    latents, timestep, text, mask = inputs(shape=(5, 8, 12), lengths=(7, 2))
+    found = model(latents, timestep, text, mask)
+    for frame in range(5):
+        arguments = {"encoder_attention_mask": mask, "return_dict": False}
+        expected = reference(latents[:, :, frame], text, timestep, **arguments)[0]
+        assert_close(found[:, :, frame], expected)
+
+
+@torch.no_grad()
+def test_branch_positions_reach_every_temporal_attention_and_nothing_else() -> None:
+    """With temporal attention silenced the positions do not matter; with it on, each block sees them."""
+    config = replace(SMALL, temporal_pos="branch")
+    arguments = inputs(shape=(4, 4, 4))
+    for block in range(config.num_layers):
+        model = random_transformer(config)
+        for index, temporal in enumerate(model.temporal_transformer_blocks):
+            if index != block:
+                for parameter in temporal.attn1.to_out.parameters():
+                    parameter.zero_()
+        near, far = (model(*arguments, frame_interval_s=interval) for interval in (0.125, 0.5))
+        assert (near - far).abs().max() > 1e-3
+        for parameter in model.temporal_transformer_blocks[block].attn1.to_out.parameters():
+            parameter.zero_()
+        near, far = (model(*arguments, frame_interval_s=interval) for interval in (0.125, 0.5))
+        assert torch.equal(near, far)
+
+
+@torch.no_grad()
+def test_padding_and_neighbours_change_nothing() -> None:
+    model = random_transformer(replace(SMALL, pooled_text=True))
+    latents, timestep, text, mask = inputs(lengths=(6, 2, 3))
+    together = model(latents, timestep, text, mask)
+    for row, length in enumerate((6, 2, 3)):
+        one = slice(row, row + 1)
+        alone = model(latents[one], timestep[one], text[one, :length], mask[one, :length])
+        assert_close(together[one], alone, share=1e-5)
+        garbage = torch.cat([text[one, :length], torch.full((1, 9, SMALL.text_dim), 50.0)], dim=1)
+        padded = model(latents[one], timestep[one], garbage, torch.arange(length + 9)[None] < length)
+        assert_close(padded, alone, share=1e-5)
+
+
+@torch.no_grad()
+def test_pooled_text_starts_at_zero_and_then_acts_through_the_timestep() -> None:
+    config = replace(SMALL, pooled_text=True)
+    fresh = Transformer(config)
+    assert fresh.pooled_text is not None
+    assert not fresh.pooled_text.weight.any() and not fresh.pooled_text.bias.any()
+    plain = random_transformer()
+    pooled = Transformer(config).eval()
+    missing = pooled.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing == ["pooled_text.weight", "pooled_text.bias"]
+    arguments = inputs(lengths=(6, 2))
+    assert torch.equal(pooled(*arguments), plain(*arguments))
+    randomise(pooled.pooled_text)
+    assert (pooled(*arguments) - plain(*arguments)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("temporal_pos", ["stream", "branch"])
+@torch.no_grad()
+def test_equal_timesteps_for_all_frames_are_one_timestep(temporal_pos: str) -> None:
+    model = random_transformer(replace(SMALL, temporal_pos=temporal_pos, pooled_text=True))
+    latents, timestep, text, mask = inputs(shape=(4, 6, 6))
+    expected = model(latents, timestep, text, mask)
+    assert_close(model(latents, timestep[:, None].expand(2, 4), text, mask), expected, share=1e-5)
+
+
+@torch.no_grad()
+def test_each_frame_takes_its_own_timestep() -> None:
+    """Frames that cannot see each other give what each gives alone at its timestep."""
+    model = Transformer(replace(SMALL, temporal_init="zero", temporal_pos="branch"))
+    randomise_spatial(model)
+    latents, _, text, mask = inputs(shape=(3, 6, 6))
+    timesteps = torch.tensor([[0.0, 400.0, 999.0], [10.0, 10.0, 700.0]])
+    found = model(latents, timesteps, text, mask)
+    for frame in range(3):
+        alone = model(latents[:, :, frame : frame + 1], timesteps[:, frame], text, mask)
+        assert_close(found[:, :, frame : frame + 1], alone, share=1e-5)
+
+
+@torch.no_grad()
+def test_positions_are_in_seconds() -> None:
+    """Every second frame of a video has the positions that those frames had in the whole video."""
+    model = random_transformer()
+    arguments = inputs(shape=(4, 4, 4))
+    plain = model(*arguments)
+    assert torch.equal(model(*arguments, frame_interval_s=0.125), plain)
+    assert (model(*arguments, frame_interval_s=0.25) - plain).abs().max() > 1e-3
+    doubled = random_transformer(replace(SMALL, temporal_pos_per_s=16.0))
+    assert torch.equal(doubled(*arguments), model(*arguments, frame_interval_s=0.25))
+
+
+@torch.no_grad()
+def test_each_sample_may_have_its_own_frame_interval() -> None:
+    model = random_transformer()
+    arguments = inputs(shape=(4, 4, 4))
+    found = model(*arguments, frame_interval_s=torch.tensor([0.125, 0.5]))
+    for row, interval_s in enumerate((0.125, 0.5)):
+        assert_close(found[row], model(*arguments, frame_interval_s=interval_s)[row], share=1e-6)
+
+
+@torch.no_grad()
+def test_a_thousand_frames() -> None:
+    model = random_transformer()
+    assert model(*inputs(shape=(1001, 2, 2), lengths=(3,))).isfinite().all()
+
+
+def test_sincos_of_far_positions_keeps_its_digits() -> None:
+    positions = torch.tensor([0.0, 1.0, 2047.0, 100_000.25])
+    found = sincos(positions, 6)
+    for row, position in enumerate(positions.tolist()):
+        angles = torch.tensor([position / 10_000 ** (k / 3) for k in range(3)], dtype=torch.float64)
+        expected = torch.cat([angles.sin(), angles.cos()]).float()
+        assert (found[row] - expected).abs().max() < 1e-6
+
+
+def test_spatial_positions_of_a_grid_written_out() -> None:
+    found = spatial_positions(2, 3, 4, base=6, scale=2.0, device=torch.device("cpu"))
+    cells = [(row * 1.5, column * 1.0) for row in range(2) for column in range(3)]
+    down, across = torch.tensor(cells).T
+    assert torch.allclose(found, torch.stack([across.sin(), across.cos(), down.sin(), down.cos()], dim=1))
+
+
+@pytest.mark.parametrize("temporal_pos", ["stream", "branch"])
+def test_activation_checkpointing_changes_no_gradient(temporal_pos: str) -> None:
+    gradients, saved = [], []
+    for checkpointing in (False, True):
+        model = random_transformer(replace(SMALL, temporal_pos=temporal_pos))
+        model.activation_checkpointing = checkpointing
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(_counting(sizes), lambda tensor: tensor):
+            output = model(*inputs())
+        output.square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        saved.append(sum(sizes))
+    assert saved[1] < saved[0] / 3
+    for name, gradient in gradients[0].items():
+        assert gradient is not None and gradient.any(), name
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+@torch.no_grad()
+def test_more_heads_than_one_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, arguments = random_transformer(), inputs()
+    expected = model(*arguments)
+    monkeypatch.setattr("models.layers.MAX_HEADS_PER_CALL", 5)
+    assert_close(model(*arguments), expected, share=1e-6)
+
+
+def test_text_keys_and_values_are_projected_once_a_sample() -> None:
+    model, rows = random_transformer(), []
+    for block in model.transformer_blocks:
+        for layer in (block.attn2.to_k, block.attn2.to_v):
+            layer.register_forward_hook(lambda layer, args, out: rows.append(out.numel() // out.shape[-1]))
+    model(*inputs(shape=(7, 4, 4), lengths=(5, 3)))
+    assert rows == [2 * 5] * (2 * SMALL.num_layers)
+
+
+@torch.no_grad()
+def test_a_fresh_model_starts_as_pixart_does() -> None:
+    torch.manual_seed(0)
+    config = replace(SMALL, num_heads=8, head_dim=32, text_dim=300)
+    model = Transformer(config)
+    state = model.state_dict()
+    assert not model(*inputs(config)).any()
+    for name, tensor in state.items():
+        if name.endswith("bias") or "attn2.to_out" in name or name.startswith("proj_out"):
+            assert not tensor.any(), name
+        elif name.startswith(("adaln_single", "caption_projection")):
+            assert tensor.std().item() == pytest.approx(0.02, rel=0.05), name
+        elif name.endswith("scale_shift_table"):
+            assert tensor.std().item() == pytest.approx(config.width**-0.5, rel=0.2), name
+        else:
+            fan_in, fan_out = tensor[0].numel(), tensor.shape[0]
+            assert tensor.std().item() == pytest.approx((2 / (fan_in + fan_out)) ** 0.5, rel=0.1), name
+
+
+@torch.no_grad()
+def test_zeroed_temporal_blocks_are_the_identity_when_fresh() -> None:
+    model = Transformer(replace(SMALL, temporal_init="zero"))
+    for name, tensor in model.temporal_transformer_blocks.state_dict().items():
+        assert tensor.any() == ("to_out" not in name and "net.2" not in name and "bias" not in name), name
+
+
+@torch.no_grad()
+def test_half_precision_inputs_are_taken_and_kept_in_the_models_own() -> None:
+    model = random_transformer().to(torch.bfloat16)
+    latents, timestep, text, mask = inputs()
+    output = model(latents, timestep, text.half(), mask)
+    assert output.dtype == torch.bfloat16
+    assert_close(output.float(), random_transformer()(latents, timestep, text, mask), share=0.2)
+
+
+def test_latents_that_do_not_divide_into_patches() -> None:
+    with pytest.raises(ValueError, match=r"latents are 8x7; expected multiples of the patch size 2"):
+        random_transformer()(*inputs(shape=(1, 8, 7)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temporal_pos": "both"}, "temporal_pos is 'both'; expected stream or branch"),
+        ({"temporal_init": "one"}, "temporal_init is 'one'; expected normal or zero"),
+        ({"num_heads": 1, "head_dim": 6}, "is 6; expected a multiple of 4"),
+        ({"num_layers": 0}, "at least 1"),
+    ],
+)
+def test_configs_that_no_network_can_have(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **change)
+
+
+def test_tokens_are_patches_of_all_frames() -> None:
+    assert TransformerConfig().tokens(56, 32, 32) == 14_336
+
+
+def _image_model(config: TransformerConfig) -> tuple[Transformer, torch.nn.Module]:
+    """A fresh video model on the random weights of the reference image model, and that model."""
+    reference = pixart(config)
+    randomise(reference)
+    model = Transformer(config).eval()
+    result = model.load_state_dict(reference.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert all(name.startswith("temporal_transformer_blocks.") for name in result.missing_keys)
+    return model, reference
+
+
+def randomise_spatial(model: Transformer) -> None:
+    """Draws all weights but those of the temporal blocks."""
+    temporal = {name: t.clone() for name, t in model.state_dict().items() if name.startswith("temporal")}
+    randomise(model)
+    model.load_state_dict(temporal, strict=False)
+
+
+def _counting(sizes: list[int]) -> Callable[[Tensor], Tensor]:
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    return pack

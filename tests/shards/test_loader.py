@@ -1,0 +1,175 @@
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.dataset import Dataset
+from shards.errors import DatasetError, ShardError
+from shards.loader import Batch, DataConfig, Loader, selection_hash
+from shards.order import SampleOrder
+from shards.schema import LATENTS, MEAN, STD, TEXT, Bucket
+
+SIZE, LONG = "64x64x8", "64x64x16"
+CONFIG = DataConfig(window_shards=2, prefetch_batches=3, read_threads=2)
+
+
+def loader(root: Path, rank: int = 0, world: int = 1, config: DataConfig = CONFIG, sizes=None) -> Loader:
+    dataset = Dataset.open(root)
+    sizes = sizes or {bucket.name: 4 * (1 + number) for number, bucket in enumerate(dataset.buckets)}
+    counts = {name: dataset.counts_per_shard(name) for name in sizes}
+    return Loader(dataset, config, SampleOrder(counts, sizes, 7, config.window_shards), rank, world)
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    assert (one.step, one.bucket, one.keys) == (other.step, other.bucket, other.keys)
+    for name in ("positions", "mean", "std", "text", "text_mask"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_batches_hold_what_was_written(build, samples):
+    root = build({SIZE: [5, 6], LONG: [9]}, std=True, null_tokens=3)
+    latents = {sample.key: sample for sample in samples(20, std=True)}
+    texts = {sample.key: sample.members[TEXT] for sample in samples(20, column="text.t5")}
+    order = SampleOrder({SIZE: [5, 6], LONG: [9]}, {SIZE: 4, LONG: 8}, 7, 2)
+    batches = list(loader(root).batches(0, 12))
+    assert [batch.step for batch in batches] == list(range(12))
+    assert {batch.bucket for batch in batches} == {Bucket.parse(SIZE), Bucket.parse(LONG)}
+    for batch in batches:
+        drawn = order.batch(batch.step)
+        index = Dataset.open(root).index(drawn.bucket)["key"].to_pylist()
+        assert batch.keys == [index[row] for row in drawn.rows]
+        assert batch.bucket.name == drawn.bucket and np.array_equal(batch.positions, drawn.positions)
+        assert batch.mean.dtype == batch.text.dtype == np.float16 and batch.text_mask.dtype == bool
+        longest = max(3, *(len(texts[key]) for key in batch.keys))
+        assert batch.text.shape == (len(batch.keys), longest, 6)
+        for place, key in enumerate(batch.keys):
+            assert np.array_equal(batch.mean[place], latents[key].members[MEAN])
+            assert np.array_equal(batch.std[place], latents[key].members[STD])
+            assert np.array_equal(batch.text[place][batch.text_mask[place]], texts[key])
+            assert batch.text_mask[place].tolist() == [at < len(texts[key]) for at in range(longest)]
+            assert not batch.text[place][~batch.text_mask[place]].any()
+
+
+def test_without_stored_std_there_is_none(build):
+    (batch,) = loader(build({SIZE: [5]})).batches(0, 1)
+    assert batch.std is None
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_ranks_slices_make_up_the_global_batch(build, world):
+    root = build({SIZE: [5, 6], LONG: [9]})
+    shares = [list(loader(root, rank, world).batches(0, 10)) for rank in range(world)]
+    wholes = list(loader(root).batches(0, 10))
+    assert len(wholes) == 10
+    for whole, *parts in zip(wholes, *shares, strict=True):
+        assert {part.text.shape for part in parts} == {(len(whole.keys) // world, *whole.text.shape[1:])}
+        joined = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("positions", "mean", "text", "text_mask")
+        }
+        assert {part.bucket for part in parts} == {whole.bucket} and {part.step for part in parts} == {whole.step}
+        assert_equal(replace(whole, keys=[key for part in parts for key in part.keys], **joined), whole)
+        assert [key for part in parts for key in part.keys] == whole.keys
+
+
+def test_starting_later_is_skipping(build):
+    root = build({SIZE: [5, 6], LONG: [9]})
+    skipped, sought = list(loader(root).batches(0, 12))[7:], list(loader(root).batches(7, 12))
+    assert len(skipped) == 5
+    for one, other in zip(skipped, sought, strict=True):
+        assert_equal(one, other)
+
+
+@pytest.mark.parametrize(("prefetch", "threads"), [(1, 1), (9, 5)])
+def test_reading_ahead_changes_nothing(build, prefetch, threads):
+    root = build({SIZE: [5, 6]})
+    config = replace(CONFIG, prefetch_batches=prefetch, read_threads=threads)
+    found, expected = list(loader(root, config=config).batches(0, 5)), list(loader(root).batches(0, 5))
+    assert len(found) == 5
+    for one, other in zip(found, expected, strict=True):
+        assert_equal(one, other)
+
+
+def test_a_dataset_smaller_than_a_batch_works(build):
+    root = build({SIZE: [3]})
+    batches = list(loader(root, sizes={SIZE: 8}).batches(0, 3))
+    drawn = [key for batch in batches for key in batch.keys]
+    assert len(drawn) == 24 and len({position for batch in batches for position in batch.positions}) == 24
+    assert all(len({*drawn[at : at + 3]}) == 3 for at in range(0, 24, 3))
+
+
+def test_an_error_of_a_reading_thread_comes_to_its_step(build):
+    root = build({SIZE: [8]})
+    expected = list(loader(root).batches(0, 2))
+    assert not set(expected[0].keys) & set(expected[1].keys)
+    row = next(row for row in Dataset.open(root).index(SIZE).to_pylist() if row["key"] == expected[1].keys[0])
+    (tar,) = (root / SIZE / LATENTS).glob("*.tar")
+    with open(tar, "r+b") as file:
+        file.seek(row["latents.offset"] + 700)
+        file.write(b"\xff\xff")
+    batches = loader(root).batches(0, 50)
+    assert_equal(next(batches), expected[0])
+    with pytest.raises(ShardError, match=f"{tar}: the record of {row['key']}"):
+        next(batches)
+    assert reading_threads() == []
+
+
+def test_closing_early_leaves_no_thread(build):
+    batches = loader(build({SIZE: [8]})).batches(0, 1000)
+    assert reading_threads() == []  # nothing starts before the first batch is asked for
+    next(batches)
+    assert reading_threads()
+    batches.close()
+    assert reading_threads() == []
+
+
+def test_no_steps_give_no_batches(build):
+    assert list(loader(build({SIZE: [8]})).batches(5, 5)) == []
+
+
+def test_what_cannot_be_loaded_is_refused_at_once(build):
+    root = build({SIZE: [8]}, texts=["t5", "wide"])
+    with pytest.raises(DatasetError, match="3 ranks cannot share a batch of 4 samples evenly: use a multiple of 3"):
+        loader(root, 0, 3)
+    for setting in ("prefetch_batches", "read_threads"):
+        with pytest.raises(DatasetError, match=f"data.{setting} is 0: set it to 1 or more"):
+            loader(root, config=replace(CONFIG, **{setting: 0}))
+    with pytest.raises(DatasetError, match="null.text.other.safetensors does not exist"):
+        loader(root, config=replace(CONFIG, text="other"))
+    (root / "null.text.wide.safetensors").rename(root / "null.text.other.safetensors")
+    with pytest.raises(DatasetError, match="has no column text.other: found latents, text.t5, text.wide"):
+        loader(root, config=replace(CONFIG, text="other"))
+
+
+def test_text_of_another_width_than_the_null_text_is_refused(build):
+    from shards.dataset import write_null_text
+
+    root = build({SIZE: [8]})
+    (root / "null.text.t5.safetensors").unlink()
+    write_null_text(root, "text.t5", np.zeros((1, 8), np.float16))
+    with pytest.raises(DatasetError, match=r"text.t5 is \[6\] wide, the null text 8"):
+        loader(root)
+
+
+def test_the_selection_hash_tells_what_is_trained_on(build):
+    def of(root: Path, buckets=(SIZE, LONG), column: str = "text.t5") -> str:
+        return selection_hash(Dataset.open(root), buckets, column)
+
+    shards = {SIZE: [5, 6], LONG: [9]}
+    root = build(shards, texts=["t5", "more"])
+    hashes = [
+        of(root),
+        of(root, [SIZE]),
+        of(root, [LONG]),
+        of(build({SIZE: [5, 5], LONG: [9]}, name="fewer")),
+        of(build(shards, name="std", std=True)),
+        of(build({SIZE: [6, 5], LONG: [9]}, name="moved")),
+    ]
+    assert len(set(hashes)) == 6
+    assert of(root) == of(build(shards, name="again")) == of(root, [Bucket.parse(LONG), Bucket.parse(SIZE)])

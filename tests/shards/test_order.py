@@ -1,0 +1,138 @@
+import itertools
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from shards.errors import DatasetError
+from shards.order import SampleOrder
+
+A, B, C = "64x64x16", "64x64x8", "128x64x8"
+MIXED = ({A: [5, 0, 7, 3], B: [4, 4, 4, 4, 1], C: [2]}, {A: 4, B: 3, C: 5})
+
+
+def streams(order: SampleOrder, steps: int) -> dict[str, np.ndarray]:
+    """Each bucket's stream of rows, put together from the batches of the first steps by their positions."""
+    found: dict[str, dict[int, int]] = {}
+    for step in range(steps):
+        bucket, rows, positions = order.batch(step)
+        assert len(rows) == len(positions) == order.batch_size[bucket]
+        assert not found.get(bucket, {}).keys() & set(positions.tolist())
+        found.setdefault(bucket, {}).update(zip(positions.tolist(), rows.tolist(), strict=True))
+    return {bucket: np.array([rows[at] for at in sorted(rows)]) for bucket, rows in found.items()}
+
+
+@pytest.mark.parametrize("window_shards", [1, 2, 100])
+@pytest.mark.parametrize(
+    ("counts", "batch_size"),
+    [MIXED, ({A: [10]}, {A: 10}), ({A: [3, 1]}, {A: 7}), ({A: [1]}, {A: 4}), ({A: [0, 0, 6, 0]}, {A: 4})],
+)
+def test_every_pass_has_every_sample_once(counts, batch_size, window_shards):
+    order = SampleOrder(counts, batch_size, 3, window_shards)
+    steps = next(step for step in itertools.count() if order.epoch(step) == 6)
+    rows = streams(order, steps)
+    assert rows.keys() == counts.keys()
+    for bucket, stream in rows.items():
+        total = sum(counts[bucket])
+        assert len(stream) == 6 * total // batch_size[bucket] * batch_size[bucket]
+        passes = [stream[at : at + total] for at in range(0, len(stream) - total + 1, total)]
+        assert len(passes) >= 5
+        assert all(sorted(one) == list(range(total)) for one in passes)
+
+
+def test_passes_and_seeds_differ():
+    def passes(seed: int) -> list[tuple[int, ...]]:
+        stream = streams(SampleOrder({A: [10] * 6}, {A: 10}, seed, 2), 24)[A]
+        return [tuple(stream[at : at + 60]) for at in range(0, 240, 60)]
+
+    assert len({*passes(0), *passes(1), *passes(-1)}) == 12
+    assert passes(0) == passes(0)
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step():
+    steps = np.random.default_rng(0).integers(0, 400, 100).tolist()
+    used = SampleOrder(*MIXED, seed=5, window_shards=2)
+    found = {step: used.batch(step) for step in steps}
+    shuffled = SampleOrder(*({name: part[name] for name in (C, B, A)} for part in MIXED), seed=5, window_shards=2)
+    for step in sorted(steps):
+        fresh = SampleOrder(*MIXED, seed=5, window_shards=2).batch(step)
+        for other in (used.batch(step), shuffled.batch(step), fresh):
+            assert other.bucket == found[step].bucket
+            assert np.array_equal(other.rows, found[step].rows)
+            assert np.array_equal(other.positions, found[step].positions)
+
+
+def test_the_order_stays_the_same_between_versions():
+    """Another order would break every training in progress: its resume would not continue the same samples."""
+    order = SampleOrder({A: [3, 2], B: [4]}, {A: 2, B: 2}, seed=1, window_shards=1)
+    found = [(name, rows.tolist(), positions.tolist()) for name, rows, positions in map(order.batch, range(4))]
+    assert found == GOLDEN
+
+
+def test_few_shards_are_read_at_a_time():
+    counts = np.array([7, 3, 0, 9, 4, 8, 5, 5, 6])
+    shard_of = np.repeat(np.arange(len(counts)), counts)
+    stream = streams(SampleOrder({A: counts}, {A: 1}, 2, 3), 4 * counts.sum())[A]
+    seen = []
+    for at in range(0, len(stream), counts.sum()):
+        shards = shard_of[stream[at : at + counts.sum()]]
+        first = {int(shard): int(np.argmax(shards == shard)) for shard in np.unique(shards)}
+        last = {shard: len(shards) - 1 - int(np.argmax(shards[::-1] == shard)) for shard in first}
+        open_at = [sum(first[s] <= place <= last[s] for s in first) for place in range(len(shards))]
+        assert max(open_at) == 3  # never more than the window
+        seen.append(tuple(sorted(first, key=first.__getitem__)))
+    assert len(set(seen)) == 4
+
+
+def test_positions_are_unique_over_all_buckets():
+    order = SampleOrder(*MIXED, seed=0, window_shards=2)
+    positions = np.concatenate([order.batch(step).positions for step in range(500)])
+    assert len(np.unique(positions)) == len(positions) and positions.dtype == np.int64
+
+
+def test_epochs_hold_each_buckets_share_in_a_mixed_order():
+    counts, batch_size = MIXED
+    order = SampleOrder(counts, batch_size, seed=0, window_shards=2)
+    step, orders = 0, set()
+    for epoch in range(12):
+        expected = {
+            name: (epoch + 1) * sum(counts[name]) // size - epoch * sum(counts[name]) // size
+            for name, size in batch_size.items()
+        }
+        steps = range(step, step + sum(expected.values()))
+        assert {order.epoch(one) for one in steps} == {epoch}
+        buckets = [order.batch(one).bucket for one in steps]
+        assert Counter(buckets) == Counter(expected)
+        orders.add(tuple(buckets))
+        step = steps.stop
+    assert len(orders) > 6  # of batches of three buckets, shuffled anew in each epoch
+
+
+def test_it_seeks_far_at_once():
+    order = SampleOrder({A: [1000] * 50, B: [1000] * 20}, {A: 64, B: 32}, seed=0, window_shards=8)
+    started = time.perf_counter()
+    batches = [order.batch(step) for step in (10**6, 10**9, 10**12)]
+    assert time.perf_counter() - started < 1
+    for bucket, rows, positions in batches:
+        assert len(set(rows.tolist())) == len(rows) and rows.max() < 50_000 and positions.min() > 10**6
+        assert np.array_equal(rows, SampleOrder({A: [1000] * 50, B: [1000] * 20}, {A: 64, B: 32}, 0, 8)
+                              .batch({b.positions[0]: s for b, s in zip(batches, (10**6, 10**9, 10**12), strict=True)}[positions[0]]).rows)
+
+
+def test_what_cannot_be_ordered_is_refused():
+    for counts, batch_size, window_shards, message in (
+        ({A: [0, 0], B: []}, {A: 1, B: 1}, 1, "nothing to train on"),
+        ({A: [1]}, {B: 1}, 1, "for buckets"),
+        ({A: [1]}, {A: 0}, 1, "at least 1"),
+        ({A: [1]}, {A: 1}, 0, "at least 1"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            SampleOrder(counts, batch_size, 0, window_shards)
+    with pytest.raises(ValueError, match="found -1"):
+        SampleOrder({A: [1]}, {A: 1}, 0, 1).batch(-1)
+
+
+def test_a_bucket_without_samples_is_passed_over():
+    order = SampleOrder({A: [0], B: [3]}, {A: 2, B: 2}, 0, 1)
+    assert {order.batch(step).bucket for step in range(20)} == {B}

@@ -1,0 +1,72 @@
+"""Run by test_engine.py, on two ranks and then on one: trains a small model whole, and stopped and resumed.
+
+usage: engine_run.py [--local_rank N] FOLDER; FOLDER/1, /2 and /3 take the results of that ZeRO stage.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.engine import OPTIMIZER_STATES, WEIGHTS, Engine, Ranks, barrier, start_ranks
+from stages.optimizer import OptimizerConfig, learning_rate
+
+STEPS, STOP, BATCH, ACCUMULATION = 6, 3, 8, 2
+KINDS = (WEIGHTS, *OPTIMIZER_STATES)
+OPTIMIZER = OptimizerConfig(lr=1e-2, warmup_steps=2, decay="cosine", clip_norm=0.5)
+
+
+def build_model() -> torch.nn.Module:
+    """Sizes that two ranks cannot halve evenly."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.GELU(), torch.nn.Linear(7, 3))
+
+
+def micro_batches(step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The step's global batch in its micro-batches: inputs and targets."""
+    generator = torch.Generator().manual_seed(step)
+    inputs, targets = torch.randn(BATCH, 5, generator=generator), torch.randn(BATCH, 3, generator=generator)
+    return list(zip(inputs.chunk(ACCUMULATION), targets.chunk(ACCUMULATION), strict=True))
+
+
+def train(folder: Path, stage: int, first: int, last: int, name: str, ranks: Ranks) -> None:
+    """Steps first..last, from the state saved at ``first``; saves the state as NAME-KIND.safetensors."""
+    model = build_model()
+    state = {}
+    if first:
+        state = {kind: load_file(folder / f"{first}-{kind}.safetensors") for kind in KINDS}
+        model.load_state_dict(state[WEIGHTS])
+    share = BATCH // ACCUMULATION // ranks.world
+    engine = Engine(
+        model,
+        OPTIMIZER,
+        precision="fp32",
+        micro_batch=share,
+        accumulation=ACCUMULATION,
+        deepspeed_settings={"zero_optimization": {"stage": stage}},
+    )
+    for kind, tensors in state.items():
+        engine.scatter(kind, tensors)
+    engine.set_step(first)
+    mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    for step in range(first, last):
+        for inputs, targets in micro_batches(step):
+            engine.backward((engine.module(inputs[mine]) - targets[mine]).square().mean())
+        engine.step(learning_rate(step, STEPS, OPTIMIZER))
+    for kind in KINDS:
+        tensors = dict(engine.gather(kind))
+        if ranks.main:
+            save_file(tensors, folder / f"{name}-{kind}.safetensors")
+    barrier()
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[-1])  # the launcher puts --local_rank first
+    ranks = start_ranks()
+    for stage in (1, 2, 3):
+        folder = root / str(stage)
+        if ranks.world > 1:
+            train(folder, stage, 0, STEPS, "whole", ranks)
+            train(folder, stage, 0, STOP, str(STOP), ranks)
+        train(folder, stage, STOP, STEPS, f"resumed-{ranks.world}", ranks)

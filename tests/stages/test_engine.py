@@ -1,0 +1,94 @@
+"""ZeRO 1, 2 and 3 on two CPU ranks against one plain PyTorch process, and a resume against no stop."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.errors import ConfigError
+from stages.optimizer import OptimizerConfig, learning_rate
+from tests.stages.engine_run import ACCUMULATION, KINDS, OPTIMIZER, STEPS, build_model, micro_batches
+
+SCRIPT = Path(__file__).with_name("engine_run.py")
+STAGES = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of engine_run.py on two ranks, and of its resume on one."""
+    folder = tmp_path_factory.mktemp("engine")
+    for stage in STAGES:
+        (folder / str(stage)).mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    port = str(29500 + os.getpid() % 400)
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", port]
+    for command in (launcher, [sys.executable]):
+        done = subprocess.run([*command, SCRIPT, folder], capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def plain_run() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The same training without DeepSpeed: weights, and their average kept in float64."""
+    model = build_model()
+    adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.999), weight_decay=0)
+    average = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+    for step in range(STEPS):
+        adam.zero_grad()
+        for inputs, targets in micro_batches(step):
+            ((model(inputs) - targets).square().mean() / ACCUMULATION).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
+        for group in adam.param_groups:
+            group["lr"] = learning_rate(step, STEPS, OPTIMIZER)
+        adam.step()
+        decay = min(0.9999, (2 + step) / (11 + step))
+        for name, parameter in model.named_parameters():
+            average[name] = decay * average[name] + (1 - decay) * parameter.detach().double()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}, average
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero_on_two_ranks_trains_like_plain_pytorch(stage: int, runs: Path) -> None:
+    weights, average = plain_run()
+    for kind, reference in (("weights", weights), ("ema", average)):
+        assert_equal(load_file(runs / f"{stage}/whole-{kind}.safetensors"), reference)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resume_is_bit_equal(stage: int, runs: Path) -> None:
+    for kind in KINDS:
+        whole, resumed = (runs / f"{stage}/{name}-{kind}.safetensors" for name in ("whole", "resumed-2"))
+        assert whole.read_bytes() == resumed.read_bytes(), kind
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resume_on_one_rank_agrees_within_rounding(stage: int, runs: Path) -> None:
+    weights, _ = plain_run()
+    assert_equal(load_file(runs / f"{stage}/resumed-1-weights.safetensors"), weights)
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor.float(), rtol=0, atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    config = OptimizerConfig(lr=1.0, warmup_steps=4, decay="cosine", final_lr_share=0.1)
+    rates = [learning_rate(step, 104, config) for step in range(104)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0 and rates[54] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert all(a >= b for a, b in zip(rates[3:], rates[4:], strict=False))
+
+
+def test_settings_that_training_derives_are_refused_in_the_deepspeed_section() -> None:
+    from stages.engine import _deepspeed_config
+
+    with pytest.raises(ConfigError, match="train_batch_size"):
+        _deepspeed_config(OptimizerConfig(), "fp32", 1, 1, {"train_batch_size": 8})
+    with pytest.raises(ConfigError, match="stage: found 0"):
+        _deepspeed_config(OptimizerConfig(), "fp32", 1, 1, {"zero_optimization": {"stage": 0}})
