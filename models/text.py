@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from models.errors import WeightsError
 from models.source import resolve_model, tokenizer_hash, weights_hash
@@ -31,35 +32,23 @@ class TextEncoder:
     batch that is not full is filled up with empty captions, whose results are dropped. The empty caption is the null
     text: its embedding is that of the end-of-sequence token alone.
 
-    Attributes:
-        identity: what a dataset records: ``weights_hash``, ``tokenizer_hash``, ``class``, ``dim``, ``max_tokens``,
-            ``cleaning``.
+    ``identity`` is what a dataset records of it: see ``text_encoder_identity``.
     """
 
     def __init__(
         self,
         model: T5EncoderModel,
         tokenizer: PreTrainedTokenizerBase,
-        hashes: tuple[str, str],
-        max_tokens: int = 120,
-        batch_captions: int = 8,
+        identity: dict[str, Any],
+        batch_captions: int,
     ):
-        if not 1 <= max_tokens <= LENGTHS[-1]:
-            raise ValueError(f"max_tokens is {max_tokens}; expected 1 to {LENGTHS[-1]}")
         if batch_captions < 1:
             raise ValueError(f"batch_captions is {batch_captions}; it must be at least 1")
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
-        self.max_tokens = max_tokens
+        self.max_tokens: int = identity["max_tokens"]
         self.batch_captions = batch_captions
-        self.identity: dict[str, Any] = {
-            "weights_hash": hashes[0],
-            "tokenizer_hash": hashes[1],
-            "class": type(model).__name__,
-            "dim": model.config.d_model,
-            "max_tokens": max_tokens,
-            "cleaning": CLEANING,
-        }
+        self.identity = identity
 
     @classmethod
     def load(
@@ -79,8 +68,7 @@ class TextEncoder:
                 f"the tokenizer in {tokenizer_folder} has {len(tokenizer)} pieces; "
                 f"the encoder in {folder} has {model.config.vocab_size}: they do not belong together"
             )
-        hashes = weights_hash(folder), tokenizer_hash(tokenizer_folder)
-        return cls(model, tokenizer, hashes, max_tokens, batch_captions)
+        return cls(model, tokenizer, text_encoder_identity(name, max_tokens), batch_captions)
 
     def encode(self, captions: list[str]) -> list[np.ndarray]:
         """Embed each caption, cleaned, at its true length.
@@ -119,6 +107,25 @@ class TextEncoder:
         return [halves[row, : len(row_tokens)].copy() for row, row_tokens in enumerate(tokens)]
 
 
+def text_encoder_identity(name: str, max_tokens: int = 120) -> dict[str, Any]:
+    """What makes embeddings comparable, found without loading the weights.
+
+    ``weights_hash``, ``tokenizer_hash``, ``class``, ``dim``, ``max_tokens``, ``cleaning``. Raises WeightsError as
+    ``load`` does, ValueError for a ``max_tokens`` that no fixed length holds.
+    """
+    if not 1 <= max_tokens <= LENGTHS[-1]:
+        raise ValueError(f"max_tokens is {max_tokens}; expected 1 to {LENGTHS[-1]}")
+    folder = resolve_model(name, "text_encoder")
+    return {
+        "weights_hash": weights_hash(folder),
+        "tokenizer_hash": tokenizer_hash(resolve_model(name, "tokenizer")),
+        "class": T5EncoderModel.__name__,
+        "dim": AutoConfig.from_pretrained(folder, local_files_only=True).d_model,
+        "max_tokens": max_tokens,
+        "cleaning": CLEANING,
+    }
+
+
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -136,7 +143,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> T5EncoderModel:
         model, report = T5EncoderModel.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{folder} could not be loaded as a T5EncoderModel: {error}") from error
     if report["missing_keys"]:
         raise WeightsError(f"{folder}: weights of the encoder are missing: {sorted(report['missing_keys'])[:3]}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 
 from models.errors import WeightsError
 from models.source import CONFIG_NAME, resolve_model, weights_hash
@@ -24,26 +25,15 @@ class FrozenVAE:
 
     Latents are unscaled: what the encoder says, without ``scaling_factor`` and ``shift_factor``.
 
-    Attributes:
-        identity: what a dataset records: ``weights_hash``, ``class``, ``latent_channels``, ``spatial_factor``,
-            ``temporal_factor`` (1: frames are encoded one by one), ``scaling_factor``, ``shift_factor`` (None for none).
+    ``identity`` is what a dataset records of it: see ``vae_identity``.
     """
 
-    def __init__(self, model: AutoencoderKL, weights_hash: str, batch_frames: int):
+    def __init__(self, model: AutoencoderKL, identity: dict[str, Any], batch_frames: int):
         if batch_frames < 1:
             raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
         self._model = model.eval().requires_grad_(False)
         self.batch_frames = batch_frames
-        config = model.config
-        self.identity: dict[str, Any] = {
-            "weights_hash": weights_hash,
-            "class": type(model).__name__,
-            "latent_channels": config["latent_channels"],
-            "spatial_factor": 2 ** (len(config["block_out_channels"]) - 1),
-            "temporal_factor": 1,
-            "scaling_factor": config["scaling_factor"],
-            "shift_factor": config["shift_factor"],
-        }
+        self.identity = identity
 
     @classmethod
     def load(
@@ -55,8 +45,8 @@ class FrozenVAE:
     ) -> "FrozenVAE":
         """Load ``tiny``, a folder or a hub id; WeightsError when it is absent or not a whole AutoencoderKL."""
         folder = resolve_model(name, "vae")
-        model = _load_model(folder, dtype).to(device)
-        return cls(model, weights_hash(folder), batch_frames)
+        identity = vae_identity(name)
+        return cls(_load_model(folder, dtype).to(device), identity, batch_frames)
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """The posterior's mean of each frame: uint8 [N, H, W, 3] -> float32 [N, C, h, w], unscaled."""
@@ -104,15 +94,35 @@ class FrozenVAE:
             yield torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])]) if missing else batch
 
 
+def vae_identity(name: str) -> dict[str, Any]:
+    """What makes latents comparable, found without loading the weights.
+
+    ``weights_hash``, ``class``, ``latent_channels``, ``spatial_factor``, ``temporal_factor`` (1: frames are encoded
+    one by one), ``scaling_factor`` and ``shift_factor`` (None for none). Raises WeightsError as ``load`` does.
+    """
+    folder = resolve_model(name, "vae")
+    written = AutoencoderKL.load_config(folder)
+    if written.get("_class_name") != AutoencoderKL.__name__:
+        raise WeightsError(f"{folder / CONFIG_NAME} describes {written.get('_class_name')}; expected AutoencoderKL")
+    with torch.device("meta"):  # no memory: only to complete an old config by the class's defaults
+        config = AutoencoderKL.from_config(written).config
+    return {
+        "weights_hash": weights_hash(folder),
+        "class": AutoencoderKL.__name__,
+        "latent_channels": config["latent_channels"],
+        "spatial_factor": 2 ** (len(config["block_out_channels"]) - 1),
+        "temporal_factor": 1,
+        "scaling_factor": config["scaling_factor"],
+        "shift_factor": config["shift_factor"],
+    }
+
+
 def _load_model(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
-    found = AutoencoderKL.load_config(folder).get("_class_name")
-    if found != AutoencoderKL.__name__:
-        raise WeightsError(f"{folder / CONFIG_NAME} describes {found}; expected AutoencoderKL")
     try:
         model, report = AutoencoderKL.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
+            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{folder} could not be loaded as an AutoencoderKL: {error}") from error
     if report["missing_keys"] or report["unexpected_keys"]:
         raise WeightsError(

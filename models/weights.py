@@ -40,8 +40,9 @@ MIN_MATCHED_SHARE = 0.5
 class CheckpointInfo:
     """What a checkpoint's weights are and what they were trained on.
 
-    vae and text_encoder are the fingerprints of the models that made the training data; weights are the
-    names of the files that there are, without ".safetensors".
+    vae and text_encoder are the fingerprints of the models that made the training data; buckets are its
+    sizes, HEIGHTxWIDTHxFRAMES in pixels; weights are the names of the files that there are, without
+    ".safetensors".
     """
 
     step: int
@@ -51,6 +52,7 @@ class CheckpointInfo:
     vae: Mapping[str, Any]
     text_encoder: Mapping[str, Any]
     frame_interval_s: float
+    buckets: tuple[str, ...] = ()
     weights: tuple[str, ...] = ("model", "ema")
 
 

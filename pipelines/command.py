@@ -46,7 +46,6 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
-
 def default_config(folder: str, name: str) -> Path:
     """``configs/FOLDER/NAME.yaml`` of this repository."""
     return Path(__file__).resolve().parent.parent / "configs" / folder / f"{name}.yaml"

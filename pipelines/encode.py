@@ -12,7 +12,9 @@ from stages.output import settings_text
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("Encode videos and captions into latent shards.")
     parser.add_argument("--input", choices=("internvid", "folder", "shapes"), help="the kind of dataset")
-    parser.add_argument("--retry", metavar="REASON", action="append", default=[], help="plan clips rejected for REASON anew")
+    parser.add_argument(
+        "--retry", metavar="REASON", action="append", default=[], help="plan clips rejected for REASON anew"
+    )
     options = parser.read(arguments)
     file = options.config or default_config("encode", options.input or "shapes")
     given = {"input": options.input} if options.input else {}

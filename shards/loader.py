@@ -7,7 +7,7 @@ of the *global* batch, known from the index, so that all ranks have the same sha
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from shards.order import SampleOrder
 from shards.schema import CHECKSUM, KEY, LATENTS, MEAN, SHAPE, STD, TEXT, Bucket, index_field, text_column
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataConfig:
     """Where the training data is and how it is read."""
 
@@ -46,6 +46,22 @@ class Batch:
     std: np.ndarray | None  # [b, T, C, h, w] float16, where the dataset stores it
     text: np.ndarray  # [b, L, D] float16
     text_mask: np.ndarray  # [b, L] bool
+
+    def split(self, parts: int) -> "list[Batch]":
+        """The batch in equal micro-batches; ``parts`` divides b."""
+        size = len(self.keys) // parts
+        return [self._slice(slice(start, start + size)) for start in range(0, len(self.keys), size)]
+
+    def _slice(self, rows: slice) -> "Batch":
+        return replace(
+            self,
+            keys=self.keys[rows],
+            positions=self.positions[rows],
+            mean=self.mean[rows],
+            std=None if self.std is None else self.std[rows],
+            text=self.text[rows],
+            text_mask=self.text_mask[rows],
+        )
 
 
 class Loader:
@@ -90,6 +106,14 @@ class Loader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def keys(self, step: int) -> list[str]:
+        """The samples of a step's global batch, in order."""
+        bucket, rows, _ = self._order.batch(step)
+        return self._keys(bucket, rows)
+
+    def _keys(self, bucket: str, rows: np.ndarray) -> list[str]:
+        return self._dataset.index(bucket)[KEY].take(pa.array(rows)).to_pylist()
+
     def _read(self, step: int) -> Batch:
         bucket, rows, positions = self._order.batch(step)
         share = len(rows) // self._world
@@ -101,7 +125,7 @@ class Loader:
         return Batch(
             step=step,
             bucket=Bucket.parse(bucket),
-            keys=self._dataset.index(bucket)[KEY].take(pa.array(rows[own])).to_pylist(),
+            keys=self._keys(bucket, rows[own]),
             positions=positions[own],
             mean=np.stack([members[MEAN] for members in latents]),
             std=np.stack([members[STD] for members in latents]) if STD in latents[0] else None,

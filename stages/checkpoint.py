@@ -42,7 +42,9 @@ def newest(run: Path) -> Path | None:
     return find_checkpoint(run) if any((run / CHECKPOINTS).glob("step-*")) else None
 
 
-def save(run: Path, progress: Progress, info: CheckpointInfo, null_text: torch.Tensor, engine: Engine, ranks: Ranks) -> None:
+def save(
+    run: Path, progress: Progress, info: CheckpointInfo, null_text: torch.Tensor, engine: Engine, ranks: Ranks
+) -> None:
     """Write the checkpoint of ``progress.step``; every rank must call."""
     folder = run / CHECKPOINTS / f"step-{progress.step:07d}"
     hidden = folder.with_name(f".{folder.name}")

@@ -16,7 +16,7 @@ import xxhash
 
 from models.text import TextEncoder, clean_caption
 from models.vae import FrozenVAE
-from shards.dataset import require_equal
+from shards.dataset import require_equal, write_null_text
 from shards.schema import CAPTION_HASH, KEY, LATENTS, MEAN, STD, TEXT, TOKENS, Bucket, Reject, Sample
 from shards.writer import Commit, commit_path, read_commit, write_shard
 from stages.errors import DecodeError, WorkError
@@ -120,12 +120,11 @@ class TextWorker:
         self._encoder = TextEncoder.load(
             config.name, device(), dtype(config.precision), config.max_tokens, config.batch_captions
         )
-        require_equal(self._encoder.identity, identity, f"{config.name} on this node is another encoder", "put the same there")
+        require_equal(
+            self._encoder.identity, identity, f"{config.name} on this node is another encoder", "put the same there"
+        )
         self._target = target
-
-    def null_text(self) -> np.ndarray:
-        """The embedding of the empty caption, float16 [L, D]."""
-        return self._encoder.encode([""])[0]
+        write_null_text(target.dataset, target.column, self._encoder.encode([""])[0])
 
     def make_shard(self, plan: ShardPlan, decode: Decode) -> ShardReport:
         """Encode, write and commit one shard; ``decode`` is not asked."""
@@ -146,7 +145,7 @@ class TextWorker:
             cleaned = clean_caption(caption)
             text = embeddings[cleaned]
             if not np.isfinite(text).all():
-                raise WorkError(f"the text encoder gives no finite float16 embedding of {caption!r}: change its precision")
+                raise WorkError(f"no finite float16 embedding of {caption!r}: set text_encoder.precision=fp32")
             attributes = {TOKENS: len(text), CAPTION_HASH: xxhash.xxh3_64_hexdigest(cleaned.encode())}
             yield Sample(key, {TEXT: text}, attributes)
 

@@ -1,35 +1,32 @@
-"""A video or picture file and a time span -> the frames that a bucket holds.
+"""A video or picture file and a span of time -> the frames that a bucket holds.
 
 Frames are picked by timestamp: frame i of a clip is the one on screen at ``start_s + i / fps``, whatever the
-source's rate and however unsteady. A frame is scaled until it covers the bucket, in its display shape (rotation
-and non-square pixels applied), and cropped around its centre.
+source's rate and however unsteady. A frame is scaled until it covers the bucket, in the shape that players
+show (rotation and non-square pixels applied), and cropped around its centre.
 """
 
 import faulthandler
-import math
-import os
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from stages.errors import DecodeError
-from stages.pictures import cover
+from stages.fit import cover, crop_centre
 from stages.plan import PlannedClip
-from stages.reader import Deadline, VideoInfo, read_info, read_pictures
+from stages.pyav_reader import Deadline, Shown, VideoInfo, probe, read_shown
 
-DECODERS = ("pyav", "decord")
-POLICY = {
-    "frames": "shown at start_s + i / fps",
-    "resize": "bicubic, antialiased, covering the bucket",
-    "crop": "centre",
-}
-"""What decoding does to a clip, beside its size and rate: part of the fingerprint of what is made from it."""
+__all__ = ["POLICY", "VideoInfo", "decode_clip", "decode_image", "decode_source", "hard_deadline", "probe"]
+
+Decoder = Literal["pyav", "decord"]
+
+POLICY = {"frames": "by timestamp", "resize": "cover, bicubic, antialiased", "crop": "centre"}
+"""What decoding does beside size and rate: belongs in the fingerprint of what is made of the frames."""
 
 REPEATS_SHARE = 0.25
 RATE_SLACK = 0.98
@@ -41,8 +38,7 @@ _PILLOW_ERRORS = (  # what its parsers raise on damaged files
     SyntaxError,
     EOFError,
     TypeError,
-    KeyError,
-    IndexError,
+    LookupError,
     OverflowError,
     struct.error,
     zlib.error,
@@ -50,8 +46,10 @@ _PILLOW_ERRORS = (  # what its parsers raise on damaged files
 )
 
 
-def decode_source(clip: PlannedClip, frames: int, height: int, width: int, *, timeout_s: float) -> np.ndarray:
-    """The frames of a planned clip, uint8 [frames, height, width, 3] RGB; DecodeError says why there are none."""
+def decode_source(
+    clip: PlannedClip, frames: int, height: int, width: int, *, timeout_s: float, decoder: Decoder = "pyav"
+) -> np.ndarray:
+    """The frames of a planned clip, a video or a picture: see ``decode_clip`` and ``decode_image``."""
     if clip.kind == "image":
         return decode_image(clip.path, height, width)
     return decode_clip(
@@ -62,4 +60,97 @@ def decode_source(clip: PlannedClip, frames: int, height: int, width: int, *, ti
         height=height,
         width=width,
         timeout_s=timeout_s,
+        decoder=decoder,
     )
+
+
+def decode_clip(
+    path: str,
+    *,
+    start_s: float,
+    frames: int,
+    fps: float,
+    height: int,
+    width: int,
+    timeout_s: float,
+    decoder: Decoder = "pyav",
+) -> np.ndarray:
+    """``frames`` frames from ``start_s`` (seconds after the video's first frame), uint8 [T, H, W, 3] RGB.
+
+    ``decoder`` "pyav" reads the video once and sees damage that H.264 and MPEG-4 decoders hide. "decord" asks
+    decord and leaves to PyAV what decord cannot decode or would mistime.
+
+    Raises DecodeError, whose reason is one of
+    missing_file   there is no such file
+    io_error       it cannot be read now
+    undecodable    it is no video, or is damaged where it was read
+    too_short      the last wanted frame lies beyond the last frame's end
+    low_frame_rate frames would have to be repeated: see ``_check_rate``
+    timeout        it took longer than ``timeout_s``; checked between packets, see ``hard_deadline``
+    """
+    wanted_s = [start_s + index / fps for index in range(frames)]
+    deadline = Deadline(timeout_s)
+    shown = None
+    if decoder == "decord":
+        from stages.decord_reader import read_shown_by_decord  # a second FFmpeg: loaded by those who use it
+
+        shown = read_shown_by_decord(path, wanted_s, height, width, deadline)
+    if shown is None:
+        shown = read_shown(path, wanted_s, height, width, deadline)
+    _check_rate(shown, frames, fps)
+    return np.repeat(np.stack(shown.pictures), shown.times, axis=0)
+
+
+def decode_image(path: str, height: int, width: int) -> np.ndarray:
+    """A picture as a clip of one frame, uint8 [1, H, W, 3] RGB.
+
+    Upright by its EXIF tag; white where it is transparent. Raises DecodeError: missing_file or undecodable.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = _eight_bit(ImageOps.exif_transpose(file))
+    except FileNotFoundError:
+        raise DecodeError("missing_file", "there is no such file") from None
+    except _PILLOW_ERRORS as error:
+        raise DecodeError("undecodable", f"not a picture that can be read: {error}") from error
+    scaled = cover((picture.height, picture.width), height, width)
+    rgb = np.asarray(picture.resize((scaled[1], scaled[0]), Image.Resampling.BICUBIC))
+    return crop_centre(rgb, height, width)[None].copy()
+
+
+@contextmanager
+def hard_deadline(seconds: float) -> Iterator[None]:
+    """Ends this process, with a traceback on stderr, if the block takes longer: for C code that hangs.
+
+    One at a time in a process; for worker processes whose end somebody sees.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _check_rate(shown: Shown, frames: int, fps: float) -> None:
+    """Refuses a source below the wanted rate, whose frames would be shown more than once.
+
+    A source of an unsteady rate repeats a frame now and then and is welcome. Too slow is one that repeats
+    more than a quarter of the frames, or any frame while its own mean rate is below the wanted one.
+    """
+    repeats = frames - len(shown.pictures)
+    slow = shown.source_fps is not None and shown.source_fps < RATE_SLACK * fps
+    if repeats > REPEATS_SHARE * frames or (repeats and slow):
+        rate = f"{shown.source_fps:.3g} fps" if shown.source_fps else "an unknown rate"
+        message = f"{repeats} of {frames} frames at {fps:g} fps would be repeats: the source has {rate}"
+        raise DecodeError("low_frame_rate", message)
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as 8-bit RGB."""
+    if picture.mode.startswith("I;16"):  # Pillow would clip at 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")

@@ -1,6 +1,8 @@
 """DeepSpeed ZeRO behind a small interface; the only file that imports deepspeed."""
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,8 @@ class Ranks:
 
 def start_ranks() -> Ranks:
     """Join the ranks that the launcher started, over NCCL on GPUs and gloo on CPUs; alone without a launcher."""
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29555")

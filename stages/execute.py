@@ -8,17 +8,21 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
-from stages.decode import decode_source
+from stages.decode import decode_source, hard_deadline
 from stages.errors import DecodeError, WorkError
 from stages.plan import PlannedClip, ShardPlan
 
+if TYPE_CHECKING:  # the decode processes load no torch
+    from stages.columns import Decode, ShardReport
+
 DECODES_A_PROCESS = 500  # then Ray starts a fresh one: decoders leak
+HANGING = 2  # times the timeout: the decoder is stuck in one call, and its process is ended
 TRANSIENT = ("timeout", "io_error", "decoder_crash")
 
 
@@ -38,23 +42,10 @@ class RuntimeConfig:
     attempts: int = 3
 
 
-@dataclass(frozen=True)
-class ShardReport:
-    """What became of the clips of one shard of one column."""
-
-    bucket: str
-    number: int
-    written: int
-    rejected: dict[str, int]
-
-
-Decode = Callable[[Sequence[PlannedClip]], Iterator["np.ndarray | DecodeError"]]
-
-
 class Worker(Protocol):
     """What an actor holds: made once a process, then one call a shard."""
 
-    def make_shard(self, plan: ShardPlan, decode: Decode) -> ShardReport: ...
+    def make_shard(self, plan: ShardPlan, decode: "Decode") -> "ShardReport": ...
 
 
 def start() -> None:
@@ -72,7 +63,7 @@ def stop() -> None:
 
 def run_shards(
     make_worker: Callable[[], Worker], plans: Sequence[ShardPlan], runtime: RuntimeConfig
-) -> Iterator[ShardReport]:
+) -> Iterator["ShardReport"]:
     """Make every shard, on as many actors as there are places for; reports come as shards are finished.
 
     Raises WorkError when a shard's actor died ``attempts`` times, and whatever ``make_shard`` raised.
@@ -98,7 +89,9 @@ def run_shards(
             raise error.cause from None
         except RayActorError as error:
             if attempt == runtime.attempts:
-                raise WorkError(f"shard {plan.number} of {plan.bucket.name} ended its worker {attempt} times: {error}") from None
+                raise WorkError(
+                    f"shard {plan.number} of {plan.bucket.name} ended its worker {attempt} times: {error}"
+                ) from None
             waiting.appendleft((plan, attempt + 1))
             actor = actor_type.remote(make_worker, runtime)
         if waiting:
@@ -108,17 +101,21 @@ def run_shards(
 @ray.remote
 class _ShardActor:
     def __init__(self, make_worker: Callable[[], Worker], runtime: RuntimeConfig):
-        self._worker = make_worker()
+        self._make_worker = make_worker
+        self._worker: Worker | None = None
         self._runtime = runtime
 
-    def make(self, plan: ShardPlan) -> ShardReport:
+    def make(self, plan: ShardPlan) -> "ShardReport":
+        if self._worker is None:  # here, not above: what a method raises reaches the driver as it is
+            self._worker = self._make_worker()
         return self._worker.make_shard(plan, lambda clips: _decode_ahead(clips, plan, self._runtime))
 
 
 @ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
 def _decode(clip: PlannedClip, plan_shape: tuple[int, int, int], timeout_s: float) -> "np.ndarray | DecodeError":
     try:
-        return decode_source(clip, *plan_shape, timeout_s=timeout_s)
+        with hard_deadline(HANGING * timeout_s):
+            return decode_source(clip, *plan_shape, timeout_s=timeout_s)
     except DecodeError as error:
         return error
 

@@ -11,11 +11,11 @@ MAX_SCALED_PX = 1 << 26
 
 
 def cover(display: tuple[float, float], height: int, width: int) -> tuple[int, int]:
-    """The size (height, width) of a picture of the display size (height, width) when it just covers a bucket."""
+    """The size (height, width) at which a picture of the size ``display`` (height, width) covers a bucket."""
     scale = max(height / display[0], width / display[1])
     scaled = (max(height, round(display[0] * scale)), max(width, round(display[1] * scale)))
     if math.prod(scaled) > MAX_SCALED_PX:
-        raise DecodeError("undecodable", f"its shape, {display[1]:g}x{display[0]:g} pixels, cannot be cropped")
+        raise DecodeError("undecodable", f"a shape of {display[1]:g}x{display[0]:g} pixels is absurd")
     return scaled
 
 

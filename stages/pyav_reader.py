@@ -6,6 +6,7 @@ which it concealed errors: with frame threads the report is lost and a damaged c
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from av.video.stream import VideoStream
 from stages.errors import DecodeError
 from stages.fit import cover, crop_centre
 
-TOLERANCE_S = 0.001
-"""Containers such as WebM round timestamps to milliseconds; a frame so much late is still on time."""
+MAX_TOLERANCE_S = 0.0005
+
+PROBE_TIMEOUT_S = 60.0
 
 SEEK_FROM_S = 1.0
 """A clip that starts earlier is read from the start of its file."""
@@ -45,6 +47,8 @@ class VideoInfo:
     fps: float
     height: int
     width: int
+    tolerance_s: float  # see ``tolerance_s``
+    container: str  # FFmpeg's name of the format
 
 
 @dataclass
@@ -78,21 +82,18 @@ class _Frame:
     damaged: bool
 
 
-def read_info(path: str, deadline: Deadline) -> VideoInfo:
-    """The duration, rate and display size of a video; its first frame is decoded to be sure of it."""
+def probe(path: str, deadline: Deadline | None = None) -> VideoInfo:
+    """What a video is; its first frame is decoded to be sure of it. Raises DecodeError, as ``read_shown``."""
+    deadline = deadline or Deadline(PROBE_TIMEOUT_S)
     with opened(path) as (container, stream):
         first = next(_frames(container, stream, deadline), None)
         if first is None:
             raise _no_frame()
         height, width = display_size(first.picture, stream)
-        rate = float(stream.average_rate or 0)
-        if stream.duration and stream.time_base:
-            duration_s = float(stream.duration * stream.time_base)
-        else:
-            duration_s = first.end_s
-    if not stream.duration:
-        duration_s = max(duration_s, _measured_duration_s(path, deadline))
-    return VideoInfo(duration_s, rate, round(height), round(width))
+        header_s = float((stream.duration or 0) * (stream.time_base or 0))
+        fps, late_s, name = float(stream.average_rate or 0), tolerance_s(stream), container.format.name
+    duration_s = header_s or max(first.end_s, _measured_duration_s(path, deadline))
+    return VideoInfo(duration_s, fps, round(height), round(width), late_s, name)
 
 
 def read_shown(path: str, wanted_s: Sequence[float], height: int, width: int, deadline: Deadline) -> Shown:
@@ -118,54 +119,58 @@ def _read_shown(
     with opened(path) as (container, stream):
         shown.source_fps = float(stream.average_rate) if stream.average_rate else None
         frames = _frames_from(container, stream, wanted_s[0] if seek else 0.0, deadline)
-        for frame, times in pick(frames, wanted_s):
+        for frame, times in _pick(frames, wanted_s, tolerance_s(stream)):
             if frame.damaged:
-                raise DecodeError("undecodable", f"damaged at {frame.start_s:.3f} s: the decoder hid errors there")
+                raise DecodeError("undecodable", f"damaged at {frame.start_s:.3f} s: errors were concealed")
             shown.pictures.append(_fill(frame.picture, stream, height, width, scaler))
             shown.times.append(times)
     return shown
 
 
-def pick(frames: Iterator[_Frame], wanted_s: Sequence[float]) -> Iterator[tuple[_Frame, int]]:
+def tolerance_s(stream: VideoStream) -> float:
+    """How late a frame may be and still be on time: containers round times to their ticks, WebM to 1 ms."""
+    return min(float(stream.time_base or 0) / 2, MAX_TOLERANCE_S) + 1e-5
+
+
+def _pick(frames: Iterator[_Frame], wanted_s: Sequence[float], late_s: float) -> Iterator[tuple[_Frame, int]]:
     """Of frames in the order of their times, those on screen at the wanted ones, and at how many of them."""
     done = 0
     on_screen = next(frames, None)
     if on_screen is None:
         raise _no_frame()
-    if on_screen.start_s > wanted_s[0] + TOLERANCE_S:
+    if on_screen.start_s > wanted_s[0] + late_s:
         raise DecodeError("undecodable", f"no key frame at or before {wanted_s[0]:.3f} s was found")
     while done < len(wanted_s):
         following = next(frames, None)
-        until_s = on_screen.end_s if following is None else following.start_s - TOLERANCE_S
-        times = sum(1 for wanted in wanted_s[done:] if wanted < until_s)
-        if times:
-            yield on_screen, times
-            done += times
+        until_s = on_screen.end_s if following is None else following.start_s - late_s
+        past = bisect_left(wanted_s, until_s)
+        if past > done:
+            yield on_screen, past - done
+            done = past
         if following is None:
             break
         on_screen = following
     if done < len(wanted_s):
-        raise DecodeError(
-            "too_short", f"its last frame ends at {on_screen.end_s:.3f} s, a frame is wanted at {wanted_s[-1]:.3f} s"
-        )
+        raise too_short(on_screen.end_s, wanted_s[-1])
 
 
 @contextmanager
 def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its video stream, closed again whatever happens; FFmpeg's errors become DecodeErrors."""
-    # "file:" and an absolute path, because InternVid's colons would be read as the name of a protocol; and no
-    # other protocol, because what claims to be a video may be a playlist of addresses.
+    """The container and its video stream, closed whatever happens. FFmpeg's errors become DecodeErrors."""
+    # An absolute path and "file:", else InternVid's colons would be read as the name of a protocol. No other
+    # protocol is allowed: what claims to be a video may be a playlist of addresses.
     url = "file:" + os.path.abspath(path)
+    options = {"protocol_whitelist": "file"}
     try:
-        with av.open(url, metadata_errors="replace", container_options={"protocol_whitelist": "file"}) as container:
-            videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not videos or videos[0].codec_context is None:
+        with av.open(url, metadata_errors="replace", container_options=options) as container:
+            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not streams or streams[0].codec_context is None:
                 kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
-                raise DecodeError("undecodable", f"there is no video in it that can be decoded; it holds: {kinds}")
-            videos[0].thread_type = "NONE"
-            videos[0].codec_context.thread_count = 1
-            videos[0].codec_context.options = {"max_pixels": MAX_FRAME_PX}
-            yield container, videos[0]
+                raise DecodeError("undecodable", f"expected a video that can be decoded, found: {kinds}")
+            streams[0].thread_type = "NONE"
+            streams[0].codec_context.thread_count = 1
+            streams[0].codec_context.options = {"max_pixels": MAX_FRAME_PX}
+            yield container, streams[0]
     except av.error.FFmpegError as error:
         raise _named(error) from error
 
@@ -173,8 +178,12 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
 def _named(error: av.error.FFmpegError) -> DecodeError:
     if isinstance(error, FileNotFoundError):
         return DecodeError("missing_file", "there is no such file")
-    reason = "io_error" if isinstance(error, OSError) and not isinstance(error, IsADirectoryError) else "undecodable"
-    return DecodeError(reason, error.strerror or str(error))
+    broken_store = isinstance(error, OSError) and not isinstance(error, IsADirectoryError)
+    return DecodeError("io_error" if broken_store else "undecodable", error.strerror or str(error))
+
+
+def too_short(end_s: float, wanted_s: float) -> DecodeError:
+    return DecodeError("too_short", f"it ends at {end_s:.3f} s, a frame is wanted at {wanted_s:.3f} s")
 
 
 def _no_frame() -> DecodeError:
@@ -201,24 +210,26 @@ def _decoded(container: InputContainer, stream: VideoStream, deadline: Deadline)
 def _frames(
     container: InputContainer, stream: VideoStream, deadline: Deadline, origin_s: float | None = None
 ) -> Iterator[_Frame]:
-    """Frames with their times. ``origin_s`` is the time of the stream's first frame, if another is read first."""
+    """Frames with their times. ``origin_s``: the time of the stream's first frame; None if that comes now."""
     step_s = 1 / float(stream.average_rate or 25)
     last_s: float | None = None
     damaged = False
     for picture in _decoded(container, stream, deadline):
-        shown_s = picture.time if picture.time is not None else (last_s or 0.0) + step_s * (last_s is not None)
-        origin_s = shown_s if origin_s is None else origin_s
-        if last_s is not None and shown_s <= last_s:
+        if picture.time is not None:
+            now_s = picture.time
+        else:
+            now_s = 0.0 if last_s is None else last_s + step_s
+        if last_s is not None and now_s <= last_s:
             continue  # a clock that steps back
-        if not picture.duration and last_s is not None:
-            step_s = shown_s - last_s
         if picture.duration and picture.time_base:
             step_s = float(picture.duration * picture.time_base)
-        last_s = shown_s
+        elif last_s is not None:
+            step_s = now_s - last_s
+        origin_s = now_s if origin_s is None else origin_s
+        last_s = now_s
         # Errors spread from frame to frame until the next key frame.
         damaged = picture.is_corrupt or (damaged and not picture.key_frame)
-        start_s = shown_s - origin_s
-        yield _Frame(start_s, start_s + step_s, picture, damaged)
+        yield _Frame(now_s - origin_s, now_s - origin_s + step_s, picture, damaged)
 
 
 def _frames_from(
@@ -260,9 +271,7 @@ def _turns(picture: VideoFrame) -> int:
     return round(picture.rotation / 90) % 4
 
 
-def _fill(
-    picture: VideoFrame, stream: VideoStream, height: int, width: int, scaler: VideoReformatter
-) -> np.ndarray:
+def _fill(picture: VideoFrame, stream: VideoStream, height: int, width: int, scaler: VideoReformatter) -> np.ndarray:
     """A frame as uint8 RGB [height, width, 3]."""
     turns = _turns(picture)
     scaled = cover(display_size(picture, stream), height, width)

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from models import flow
 from models.latents import LatentStats
-from models.text import TextEncoder
+from models.text import TextEncoder, text_encoder_identity
 from models.transformer import Transformer
-from models.vae import FrozenVAE
+from models.vae import FrozenVAE, vae_identity
 from models.weights import CheckpointInfo, find_checkpoint, load_transformer, read_info, read_null_text
 from shards.schema import Bucket
 from stages.errors import ConfigError
@@ -69,6 +69,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     save_settings(output, config)
 
+    _check_models(config.pretrained_model_path, info)
     requests = _encode_prompts(config, prompts, info, device)
     latents = _denoise_all(config, requests, checkpoint, info, shape, device)
     videos = _decode(config, latents, info, device)
@@ -127,8 +128,8 @@ def latent_shape(config: SampleConfig, info: CheckpointInfo) -> tuple[int, int, 
 def _encode_prompts(
     config: SampleConfig, prompts: list[str], info: CheckpointInfo, device: torch.device
 ) -> list[Request]:
-    encoder = TextEncoder.load(config.pretrained_model_path, device=device)
-    _same_model("text encoder", encoder.identity, info.text_encoder, config.pretrained_model_path)
+    max_tokens = info.text_encoder["max_tokens"]
+    encoder = TextEncoder.load(config.pretrained_model_path, device, max_tokens=max_tokens)
     texts = encoder.encode(prompts)
     return [
         Request(prompt, config.seed + number, torch.from_numpy(text))
@@ -136,10 +137,19 @@ def _encode_prompts(
     ]
 
 
-def _same_model(what: str, found: dict[str, Any], expected: dict[str, Any], path: str) -> None:
-    differing = [f"{key} {found[key]!r} (trained with {expected.get(key)!r})" for key in found if found[key] != expected.get(key)]
-    if differing:
-        raise ConfigError(f"the {what} of pretrained_model_path={path} is another than the shards': {'; '.join(differing)}")
+def _check_models(path: str, info: CheckpointInfo) -> None:
+    """Raises ConfigError unless the VAE and text encoder are those that made the training data."""
+    for what, found, trained in (
+        ("VAE", vae_identity(path), info.vae),
+        ("text encoder", text_encoder_identity(path, info.text_encoder["max_tokens"]), info.text_encoder),
+    ):
+        differing = [
+            f"{key} {value!r}, not {trained.get(key)!r}" for key, value in found.items() if value != trained.get(key)
+        ]
+        if differing:
+            raise ConfigError(
+                f"pretrained_model_path={path} has another {what} than the checkpoint: {'; '.join(differing)}"
+            )
 
 
 def _denoise_all(
@@ -208,8 +218,7 @@ def pad(texts: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tens
 def _decode(
     config: SampleConfig, latents: list[torch.Tensor], info: CheckpointInfo, device: torch.device
 ) -> list[np.ndarray]:
-    vae = FrozenVAE.load(config.pretrained_model_path, device=device)
-    _same_model("VAE", vae.identity, info.vae, config.pretrained_model_path)
+    vae = FrozenVAE.load(config.pretrained_model_path, device)
     stats = LatentStats.of(info.vae)
     return list(tqdm(_videos(vae, stats, latents), desc="decode", total=len(latents), unit="video", disable=None))
 
@@ -221,3 +230,11 @@ def _videos(vae: FrozenVAE, stats: LatentStats, latents: list[torch.Tensor]) -> 
 
 def _slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+
+
+def describe(config: SampleConfig) -> str:
+    """What ``sample`` would do, in a line."""
+    prompts = read_prompts(config.text_prompt)
+    checkpoint = choose_checkpoint(config.ckpt)
+    shape = latent_shape(config, read_info(checkpoint))
+    return f"{len(prompts)} videos of latents {list(shape)} from {checkpoint}, {config.steps} steps each"

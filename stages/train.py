@@ -15,7 +15,7 @@ from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
 from models.weights import CheckpointInfo, load_into
 from shards.dataset import Dataset
-from shards.loader import Batch, DataConfig, Loader, selection_hash
+from shards.loader import DataConfig, Loader, selection_hash
 from shards.order import SampleOrder
 from shards.schema import LATENTS, text_column
 from stages import checkpoint
@@ -95,7 +95,7 @@ def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
         vae,
         dataset.shared(column, "text_encoder"),
         dataset.shared(LATENTS, "sampling")["fps"],
-        selection_hash(dataset, dataset.buckets, [LATENTS, column]),
+        selection_hash(dataset, dataset.buckets, column),
     )
 
 

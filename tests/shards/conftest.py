@@ -31,18 +31,18 @@ def _latents(key: str, seed: int, std: bool) -> Sample:
     return Sample(key, members, attributes)
 
 
-def _text(key: str, seed: int, width: int) -> Sample:
-    draw = np.random.default_rng(1000 + seed)
-    text = draw.normal(size=(1 + seed % 7, width)).astype(np.float16)
+def _text(key: str, seed: int, column: str) -> Sample:
+    draw = np.random.default_rng([seed, *column.encode()])
+    text = draw.normal(size=(1 + seed % 7, 6)).astype(np.float16)
     return Sample(key, {TEXT: text}, {"tokens": len(text), "caption_hash": f"{seed:04x}"})
 
 
-def make_samples(count: int, start: int = 0, *, column: str = LATENTS, std: bool = False, width: int = 6):
-    """``count`` samples of a column, keys ascending; the same ``start`` gives the same keys in every column."""
+def make_samples(count: int, start: int = 0, *, column: str = LATENTS, std: bool = False):
+    """``count`` samples of a column, keys ascending; equal ``start``, equal keys in every column."""
     keys = sorted((make_key(f"vid.{seed}", "test", seed), seed) for seed in range(start, start + count))
     if column == LATENTS:
         return [_latents(key, seed, std) for key, seed in keys]
-    return [_text(key, seed, width) for key, seed in keys]
+    return [_text(key, seed, column) for key, seed in keys]
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_opening_reads_the_manifest_and_the_index_and_lists_nothing(build, monke
 
 
 def test_a_flipped_bit_anywhere_in_a_record_is_found(build):
-    """Header, .npy header, payload and padding of both members: bytes that stock WebDataset does not check."""
+    """Header, .npy header, payload and padding of both members: stock WebDataset checks none of them."""
     root = build({SIZE: [2]}, std=True)
     dataset = Dataset.open(root)
     row = dataset.index(SIZE).to_pylist()[1]
@@ -118,7 +118,9 @@ def test_a_cut_tar_is_found_at_any_length(build):
         tar.write_bytes(whole[: begin + kept])
         assert dataset.read(SIZE, 0, LATENTS)
         cut = 2 if kept == length else 1
-        with pytest.raises(ShardError, match=rf"{tar}: the record of {rows[cut]['key']} is cut, \d+ of {length}"):
+        with pytest.raises(
+            ShardError, match=rf"{tar}: the record of {rows[cut]['key']} is cut, \d+ of {length}"
+        ):
             dataset.read(SIZE, cut, LATENTS)
     tar.unlink()
     with pytest.raises(ShardError, match=f"{tar}, which holds {rows[0]['key']}, does not exist"):
@@ -183,7 +185,10 @@ def test_what_all_buckets_share_is_given_once(build):
 
 
 def test_reading_shards_loads_no_heavy_library():
-    script = "import sys, shards.loader; print([n for n in ('torch', 'ray', 'webdataset', 'pandas') if n in sys.modules])"
+    heavy = ("torch", "ray", "webdataset", "pandas")
+    script = f"import sys, shards.loader; print([name for name in {heavy} if name in sys.modules])"
     root = Path(shards.__file__).parents[1]
-    found = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60
+    )
     assert found.stdout.strip() == "[]", found.stderr

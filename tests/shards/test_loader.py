@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset
+from shards.dataset import Dataset, write_null_text
 from shards.errors import DatasetError, ShardError
 from shards.loader import Batch, DataConfig, Loader, selection_hash
 from shards.order import SampleOrder
@@ -73,7 +73,9 @@ def test_the_ranks_slices_make_up_the_global_batch(build, world):
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in ("positions", "mean", "text", "text_mask")
         }
-        assert {part.bucket for part in parts} == {whole.bucket} and {part.step for part in parts} == {whole.step}
+        assert {part.bucket for part in parts} == {whole.bucket} and {part.step for part in parts} == {
+            whole.step
+        }
         assert_equal(replace(whole, keys=[key for part in parts for key in part.keys], **joined), whole)
         assert [key for part in parts for key in part.keys] == whole.keys
 
@@ -135,7 +137,9 @@ def test_no_steps_give_no_batches(build):
 
 def test_what_cannot_be_loaded_is_refused_at_once(build):
     root = build({SIZE: [8]}, texts=["t5", "wide"])
-    with pytest.raises(DatasetError, match="3 ranks cannot share a batch of 4 samples evenly: use a multiple of 3"):
+    with pytest.raises(
+        DatasetError, match="3 ranks cannot share a batch of 4 samples evenly: use a multiple of 3"
+    ):
         loader(root, 0, 3)
     for setting in ("prefetch_batches", "read_threads"):
         with pytest.raises(DatasetError, match=f"data.{setting} is 0: set it to 1 or more"):
@@ -148,8 +152,6 @@ def test_what_cannot_be_loaded_is_refused_at_once(build):
 
 
 def test_text_of_another_width_than_the_null_text_is_refused(build):
-    from shards.dataset import write_null_text
-
     root = build({SIZE: [8]})
     (root / "null.text.t5.safetensors").unlink()
     write_null_text(root, "text.t5", np.zeros((1, 8), np.float16))
@@ -165,11 +167,12 @@ def test_the_selection_hash_tells_what_is_trained_on(build):
     root = build(shards, texts=["t5", "more"])
     hashes = [
         of(root),
+        of(root, column="text.more"),
         of(root, [SIZE]),
         of(root, [LONG]),
         of(build({SIZE: [5, 5], LONG: [9]}, name="fewer")),
         of(build(shards, name="std", std=True)),
         of(build({SIZE: [6, 5], LONG: [9]}, name="moved")),
     ]
-    assert len(set(hashes)) == 6
+    assert len(set(hashes)) == 7
     assert of(root) == of(build(shards, name="again")) == of(root, [Bucket.parse(LONG), Bucket.parse(SIZE)])

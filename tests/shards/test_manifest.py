@@ -40,7 +40,12 @@ def test_a_fingerprint_is_recorded_once_whatever_its_order(tmp_path):
 
 
 def test_other_settings_are_refused_with_each_difference(tmp_path):
-    recorded = {"vae": {"weights_hash": "aa", "factor": 8, "same": 1}, "fps": 8, "sizes": [16, 32], "old": {"x": None}}
+    recorded = {
+        "vae": {"weights_hash": "aa", "factor": 8, "same": 1},
+        "fps": 8,
+        "sizes": [16, 32],
+        "old": {"x": None},
+    }
     ensure_fingerprint(tmp_path, SIZE, LATENTS, recorded)
     changed = {"vae": {"weights_hash": "bb", "factor": 8, "same": 1}, "fps": 8.5, "sizes": [16], "new": True}
     with pytest.raises(DatasetError) as caught:
@@ -66,9 +71,15 @@ def test_parts_of_fingerprints_compare_the_same_way():
 
 
 def test_the_manifest_counts_everything(build):
-    root = build({SIZE: [3, 0, 2], LONG: [4]}, rejects=[Reject("z1", "timeout", ""), Reject("z2", "timeout", "")])
+    root = build(
+        {SIZE: [3, 0, 2], LONG: [4]}, rejects=[Reject("z1", "timeout", ""), Reject("z2", "timeout", "")]
+    )
     manifest = Dataset.open(root).manifest
-    assert (manifest.name, manifest.schema_version, manifest.totals) == ("tests", 1, {"clips": 11, "written": 9})
+    assert (manifest.name, manifest.schema_version, manifest.totals) == (
+        "tests",
+        1,
+        {"clips": 11, "written": 9},
+    )
     assert manifest.buckets[SIZE].statuses == {"timeout": 2, "written": 5}
     assert manifest.buckets[LONG].samples == 4
     shards = manifest.buckets[SIZE].columns[LATENTS].shards
@@ -125,7 +136,9 @@ def test_a_text_column_counts_once_every_latent_shard_has_it(build, samples):
 def test_columns_that_disagree_are_refused(build, samples):
     root = build({SIZE: [3]})
     folder = root / SIZE / "text.t5"
-    fingerprint_hash = ensure_fingerprint(root, SIZE, "text.t5", Dataset.open(root).fingerprint(SIZE, "text.t5"))
+    fingerprint_hash = ensure_fingerprint(
+        root, SIZE, "text.t5", Dataset.open(root).fingerprint(SIZE, "text.t5")
+    )
     os.unlink(commit_path(folder, 0))
     write_shard(folder, 0, samples(3, 1, column="text.t5"), fingerprint_hash=fingerprint_hash)
     with pytest.raises(DatasetError, match="3 samples in latents and 3 in text.t5, not the same keys"):
@@ -161,7 +174,11 @@ def test_a_bucket_of_rejects_alone_is_counted(build, samples):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda found: found | {"schema_version": 2}, DatasetError, "schema version 2, this wisesora reads version 1"),
+        (
+            lambda found: found | {"schema_version": 2},
+            DatasetError,
+            "schema version 2, this wisesora reads version 1",
+        ),
         (lambda found: {"schema_version": 1}, ShardError, "is not a manifest"),
         (lambda found: [found], ShardError, "holds a list"),
         (lambda found: found | {"buckets": {SIZE: {}}}, ShardError, "is not a manifest"),
@@ -176,7 +193,9 @@ def test_a_manifest_of_another_kind_is_refused(build, change, error, message):
         Dataset.open(root)
 
 
-@pytest.mark.parametrize("name", ["pipe:ls", "../a.tar", "/etc/passwd", "000000-0123456.tar", "000000-01234567.tar\n"])
+@pytest.mark.parametrize(
+    "name", ["pipe:ls", "../a.tar", "/etc/passwd", "000000-0123456.tar", "000000-01234567.tar\n"]
+)
 def test_a_manifest_cannot_name_files_elsewhere(build, name):
     root = build({SIZE: [1]})
     found = json.loads((root / "manifest.json").read_text())
@@ -189,4 +208,10 @@ def test_a_manifest_cannot_name_files_elsewhere(build, name):
 def test_commits_hold_no_time(build):
     root = build({SIZE: [1]})
     metadata = pq.read_metadata(commit_path(root / SIZE / LATENTS, 0)).metadata[b"wisesora"]
-    assert json.loads(metadata).keys() == {"schema_version", "fingerprint_hash", "tar", "tar_bytes", "tar_hash"}
+    assert json.loads(metadata).keys() == {
+        "schema_version",
+        "fingerprint_hash",
+        "tar",
+        "tar_bytes",
+        "tar_hash",
+    }

@@ -30,7 +30,6 @@ def read_stock(*tars: Path) -> list[dict]:
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*[.]tar:pytest.PytestUnraisableExceptionWarning")
-
 def test_stock_webdataset_reads_the_tars_and_zips_the_columns(tmp_path, samples):
     written = {
         column: [
@@ -56,7 +55,9 @@ def test_stock_webdataset_reads_the_tars_and_zips_the_columns(tmp_path, samples)
 
 def test_the_commit_says_what_the_tar_holds(tmp_path, samples):
     found = samples(4, std=True)
-    commit = write_shard(tmp_path / LATENTS, 7, found, [Reject("a", "too_short", "0.5 s")], fingerprint_hash="f")
+    commit = write_shard(
+        tmp_path / LATENTS, 7, found, [Reject("a", "too_short", "0.5 s")], fingerprint_hash="f"
+    )
     tar = (tmp_path / LATENTS / commit.tar).read_bytes()
     assert (commit.number, commit.fingerprint_hash, commit.tar_bytes) == (7, "f", len(tar))
     assert commit.tar_hash == xxhash.xxh3_128_hexdigest(tar)
@@ -114,7 +115,7 @@ def test_an_error_on_the_way_leaves_nothing(tmp_path, samples):
 
 @pytest.mark.parametrize("moment", ["fsync", "replace", "link"])
 def test_a_kill_leaves_nothing_visible_and_the_same_again_gives_the_same(tmp_path, samples, moment):
-    """Killed while the tar is temporary (at its fsync, before its rename), and between the tar and its commit."""
+    """Killed while the tar is temporary (fsync, before the rename), and between the tar and its commit."""
     folder, never_killed = tmp_path / "killed" / "text.t5", tmp_path / "whole" / "text.t5"
     script = f"""
 import os
@@ -190,7 +191,8 @@ def test_a_damaged_commit_is_found(tmp_path, samples):
         "empty": b"",
         "cut": whole[:-10],
         "flipped": bytes(
-            byte ^ (at == pages.data_page_offset + pages.total_compressed_size // 2) for at, byte in enumerate(whole)
+            byte ^ (at == pages.data_page_offset + pages.total_compressed_size // 2)
+            for at, byte in enumerate(whole)
         ),
         "other": b"hello",
     }
@@ -204,12 +206,19 @@ def test_a_damaged_commit_is_found(tmp_path, samples):
 @pytest.mark.parametrize(
     ("old", "new", "error", "message"),
     [
-        (b'"schema_version": 1', b'"schema_version": 2', DatasetError, "schema version 2, this wisesora reads version 1"),
+        (
+            b'"schema_version": 1',
+            b'"schema_version": 2',
+            DatasetError,
+            "schema version 2, this wisesora reads version 1",
+        ),
         (b'"tar": "000000-', b'"tar": "pipe:c-', ShardError, "expected NUMBER-HASH.tar"),
         (b'"tar": "000000-', b'"tar": "../../-', ShardError, "expected NUMBER-HASH.tar"),
     ],
 )
-def test_a_commit_of_another_version_or_of_a_strange_tar_is_refused(tmp_path, samples, old, new, error, message):
+def test_a_commit_of_another_version_or_of_a_strange_tar_is_refused(
+    tmp_path, samples, old, new, error, message
+):
     write_shard(tmp_path / LATENTS, 0, samples(1), fingerprint_hash="f")
     path = commit_path(tmp_path / LATENTS, 0)
     table = pq.read_table(path)

@@ -1,0 +1,1 @@
+"""What is measured: each module is one command that prints a table and writes JSON."""

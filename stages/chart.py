@@ -1,0 +1,145 @@
+"""A line chart as plain numbers. The report's template draws it, so that it follows the reader's screen and colours.
+
+Positions are per cent of the plot, from its top left corner.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SMOOTHING_SHARE = 0.02
+"""Standard deviation of the smoothing, as a share of the chart's width."""
+MOST_BINS = 400
+"""A longer series is drawn as the extremes, and smoothed from the means, of so many runs of points."""
+MOST_TICKS = 6
+LOG_FROM_RATIO = 5
+"""Positive values that span more than this get a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled line of the grid."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn: both lines as SVG paths, the grid, and the smoothed points for a reader who asks.
+
+    readout: one [x, y, x's label, y's label] a smoothed point.
+    """
+
+    raw: str
+    smooth: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    logarithmic: bool
+    readout: list[tuple[float, float, str, str]]
+
+    @property
+    def last(self) -> str:
+        """The smoothed value at the end."""
+        return self.readout[-1][3]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """From values to per cent of the plot: ``start`` is at 0, ``end`` at 100."""
+
+    start: float
+    end: float
+    logarithmic: bool = False
+
+    def place(self, values: Any) -> Any:
+        start, end = (math.log(self.start), math.log(self.end)) if self.logarithmic else (self.start, self.end)
+        values = np.log(values) if self.logarithmic else np.asarray(values, float)
+        return 100 * (values - start) / (end - start)
+
+    def ticks(self, values: Sequence[float]) -> list[Tick]:
+        return [Tick(round(float(self.place(value)), 2), number(value)) for value in values]
+
+
+def line_chart(steps: Sequence[float], values: Sequence[float], *, from_zero: bool = False) -> Chart:
+    """A chart of finite ``values`` at ascending ``steps`` > 0, one or more. ``from_zero`` shows the zero of y."""
+    x, y = np.asarray(steps, float), np.asarray(values, float)
+    raw_x, raw_y = _extremes(x, y)
+    smooth_x, smooth_y = _smoothed(x, y)
+    shown_y = np.append(raw_y, 0.0) if from_zero else raw_y
+    low, high = float(shown_y.min()), float(shown_y.max())
+    logarithmic = low > 0 and high > LOG_FROM_RATIO * low
+    y_values = log_ticks(low, high) if logarithmic else ticks(low, high)
+    x_axis, y_axis = _Axis(0, x[-1]), _Axis(y_values[-1], y_values[0], logarithmic)
+    x_values = [value for value in ticks(0, x[-1]) if value <= x[-1]]
+    at_x, at_y = x_axis.place(smooth_x).round(2), y_axis.place(smooth_y).round(2)
+    labels = [(number(round(step)), f"{value:.3g}") for step, value in zip(smooth_x, smooth_y, strict=True)]
+    return Chart(
+        raw=_path(x_axis.place(raw_x), y_axis.place(raw_y)),
+        smooth=_path(at_x, at_y),
+        x_ticks=x_axis.ticks(x_values),
+        y_ticks=y_axis.ticks(y_values),
+        logarithmic=logarithmic,
+        readout=[(a, b, *label) for a, b, label in zip(at_x.tolist(), at_y.tolist(), labels, strict=True)],
+    )
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers, evenly spaced, that enclose low..high: 1, 2 or 5 times a power of ten apart."""
+    if high <= low:
+        low, high = low - abs(low) / 2 - (low == 0), high + abs(high) / 2 + (high == 0)
+    for step in _round_numbers(math.floor(math.log10(high - low)) - 1):
+        first, last = math.floor(low / step), math.ceil(high / step)
+        if last - first < MOST_TICKS:
+            return [round(place * step, 12) for place in range(first, last + 1)]
+    raise AssertionError("steps grow without end")
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten that enclose low..high, 0 < low; fewer in each decade when they are many."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        values = [step * 10.0**exponent for exponent in exponents for step in steps]
+        first = max(place for place, value in enumerate(values) if value <= low)
+        last = min(place for place, value in enumerate(values) if value >= high)
+        if last - first < MOST_TICKS:
+            break
+    return [float(f"{value:.6g}") for value in values[first : last + 1]]
+
+
+def number(value: float) -> str:
+    """A number for a person: 2,400 or 0.05."""
+    return f"{value:,.10g}"
+
+
+def _round_numbers(exponent: int) -> Iterator[float]:
+    while True:
+        yield from (factor * 10.0**exponent for factor in (1, 2, 5))
+        exponent += 1
+
+
+def _extremes(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The series itself, or the lowest and the highest point of each bin, in order."""
+    if len(x) <= 2 * MOST_BINS:
+        return x, y
+    bins = np.array_split(np.arange(len(x)), MOST_BINS)
+    picked = np.array([sorted((run[y[run].argmin()], run[y[run].argmax()])) for run in bins]).ravel()
+    return x[picked], y[picked]
+
+
+def _smoothed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bin means under a Gaussian window, which is cut at the ends: no lag, unlike a running average."""
+    bins = np.array_split(np.arange(len(x)), min(len(x), MOST_BINS))
+    mean_x, mean_y = (np.array([series[run].mean() for run in bins]) for series in (x, y))
+    width = SMOOTHING_SHARE * (x[-1] - x[0]) or 1.0
+    weights = np.exp(-0.5 * ((mean_x[:, None] - mean_x) / width) ** 2)
+    return mean_x, weights @ mean_y / weights.sum(axis=1)
+
+
+def _path(x: np.ndarray, y: np.ndarray) -> str:
+    """SVG path data; a single point becomes a line of no length, which round caps make a dot."""
+    points = [f"{a:.2f},{b:.2f}" for a, b in zip(x, y, strict=True)]
+    return "M" + "L".join(points if len(points) > 1 else points * 2)
