@@ -34,9 +34,7 @@ def sincos(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
-def spatial_positions(
-    rows: int, columns: int, width: int, *, base: int, scale: float, device: torch.device
-) -> Tensor:
+def spatial_positions(rows: int, columns: int, width: int, *, base: int, scale: float, device: torch.device) -> Tensor:
     """Position embedding of a grid of patches, [rows * columns, width] float32; width is a multiple of 4.
 
     Along either side the coordinates span [0, base / scale), however many patches there are, so that any

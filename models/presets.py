@@ -13,9 +13,7 @@ from typing import Any
 from models.transformer import TransformerConfig
 
 PRESETS: dict[str, TransformerConfig] = {
-    "tiny": TransformerConfig(
-        num_layers=3, num_heads=4, head_dim=24, text_dim=64, sample_size=8, pooled_text=True
-    ),
+    "tiny": TransformerConfig(num_layers=3, num_heads=4, head_dim=24, text_dim=64, sample_size=8, pooled_text=True),
     "S/2": TransformerConfig(num_layers=12, num_heads=6, head_dim=64),
     "B/2": TransformerConfig(num_layers=12, num_heads=12, head_dim=64),
     "L/2": TransformerConfig(num_layers=24, num_heads=16, head_dim=64),

@@ -131,9 +131,11 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{folder} could not be loaded as a tokenizer: {error}") from error
-    if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None or tokenizer("")["input_ids"] != [
-        tokenizer.eos_token_id
-    ]:
+    if (
+        tokenizer.pad_token_id is None
+        or tokenizer.eos_token_id is None
+        or tokenizer("")["input_ids"] != [tokenizer.eos_token_id]
+    ):
         raise WeightsError(f"{folder} holds a {type(tokenizer).__name__}; expected T5's, which ends texts with </s>")
     return tokenizer
 

@@ -104,9 +104,7 @@ class Transformer(nn.Module):
         self.caption_projection = TwoLayers(config.text_dim, width, nn.GELU(approximate="tanh"))
         self.pooled_text = nn.Linear(config.text_dim, width) if config.pooled_text else None
         self.transformer_blocks = nn.ModuleList(SpatialBlock(*block) for _ in range(config.num_layers))
-        self.temporal_transformer_blocks = nn.ModuleList(
-            TemporalBlock(*block) for _ in range(config.num_layers)
-        )
+        self.temporal_transformer_blocks = nn.ModuleList(TemporalBlock(*block) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
         _initialise(self)
@@ -155,15 +153,15 @@ class Transformer(nn.Module):
     def _spatial_positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
         """[N, D]"""
         base = self.config.sample_size // self.config.patch_size
-        return spatial_positions(
-            *grid, self.config.width, base=base, scale=self.config.position_scale, device=device
-        )
+        return spatial_positions(*grid, self.config.width, base=base, scale=self.config.position_scale, device=device)
 
     def _temporal_positions(self, x: Tensor, frame_interval_s: float | Tensor | None) -> Tensor:
         """[B or 1, T, 1, D]: time since the first frame, in units of 1 / temporal_pos_per_s."""
         interval_s = DEFAULT_FRAME_INTERVAL_S if frame_interval_s is None else frame_interval_s
-        interval = torch.as_tensor(interval_s, dtype=torch.float64, device=x.device).reshape(-1, 1)
-        positions = torch.arange(x.shape[1], device=x.device) * interval * self.config.temporal_pos_per_s
+        if isinstance(interval_s, Tensor):
+            interval_s = interval_s.to(x.device, torch.float64).reshape(-1, 1)
+        frames = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)[None]
+        positions = frames * interval_s * self.config.temporal_pos_per_s
         return sincos(positions, self.config.width)[:, :, None].to(x.dtype)
 
     def _embed(self, timestep: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:

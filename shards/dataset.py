@@ -204,9 +204,7 @@ def _read_record(path: Path, key: str, offset: int, length: int) -> bytes:
     except FileNotFoundError as error:
         raise ShardError(f"{path}, which holds {key}, does not exist: {_RESTORE}") from error
     if len(record) != length:
-        raise ShardError(
-            f"{path}: the record of {key} is cut, {len(record)} of {length} bytes are there: {_RESTORE}"
-        )
+        raise ShardError(f"{path}: the record of {key} is cut, {len(record)} of {length} bytes are there: {_RESTORE}")
     return record
 
 

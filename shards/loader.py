@@ -5,7 +5,7 @@ of the *global* batch, known from the index, so that all ranks have the same sha
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -79,8 +79,7 @@ class Loader:
         for bucket, size in order.batch_size.items():
             if size % world:
                 raise DatasetError(
-                    f"{bucket}: {world} ranks cannot share a batch of {size} samples evenly: "
-                    f"use a multiple of {world}"
+                    f"{bucket}: {world} ranks cannot share a batch of {size} samples evenly: use a multiple of {world}"
                 )
         self._dataset, self._config, self._order = dataset, config, order
         self._rank, self._world = rank, world
@@ -89,7 +88,7 @@ class Loader:
         self._null_tokens, self._width = null.shape
         self._tokens = {bucket: self._check_text(bucket) for bucket in order.batch_size}
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """This rank's batches of the steps ``start_step`` to ``stop_step - 1``.
 
         An error of a reading thread is raised here, at its step. Closing the iterator ends the threads.
@@ -151,14 +150,14 @@ class Loader:
 
 
 def selection_hash(dataset: Dataset, buckets: Sequence[Bucket | str], column: str) -> str:
-    """The hash of what a training reads: key, latents and text of every row, in order.
+    """The hash of what a training reads: key, latents and text of every row, and how shards divide the rows.
 
     A checkpoint stores it, because the order of samples continues only over the very same selection.
     """
     digest = xxhash.xxh3_128()
     for bucket in sorted(map(str, buckets)):
         index = dataset.index(bucket)
-        digest.update(f"{bucket} {index.num_rows}\n".encode())
+        digest.update(f"{bucket} {dataset.counts_per_shard(bucket)}\n".encode())
         for batch in index.select([KEY]).to_batches():
             digest.update("".join(f"{key}\n" for key in batch[KEY].to_pylist()).encode())
         for name in (LATENTS, column):

@@ -101,9 +101,7 @@ def create_dataset(path: storage.Location, name: str) -> Path:
     if not storage.create_exclusive(root / HEADER, json_bytes(header)):
         found = read_header(root)
         if found.get("name") != name:
-            raise DatasetError(
-                f"{root} holds dataset {found.get('name')!r}, not {name!r}: use another folder"
-            )
+            raise DatasetError(f"{root} holds dataset {found.get('name')!r}, not {name!r}: use another folder")
     return root
 
 
@@ -171,13 +169,9 @@ def _compact_bucket(root: Path, bucket: Bucket) -> BucketEntry:
     folder = root / bucket.name
     numbers = committed_numbers(folder / LATENTS)
     columns = [LATENTS, *_complete_text_columns(folder, numbers)]
-    commits = {
-        column: [read_commit(commit_path(folder / column, number)) for number in numbers]
-        for column in columns
-    }
+    commits = {column: [read_commit(commit_path(folder / column, number)) for number in numbers] for column in columns}
     shards = [
-        _join_columns(folder, {column: commits[column][place] for column in columns})
-        for place in range(len(numbers))
+        _join_columns(folder, {column: commits[column][place] for column in columns}) for place in range(len(numbers))
     ]
     index = parquet_bytes(pa.concat_tables(shards))
     index_hash = xxhash.xxh3_128_hexdigest(index)
@@ -220,11 +214,7 @@ def _join_columns(folder: Path, commits: Mapping[str, Commit]) -> pa.Table:
                 f"{table.num_rows} in {column}, not the same keys: remove "
                 f"{commit_path(folder / column, number)} and run the same encode again"
             )
-    values = {
-        index_field(column, name): table[name]
-        for column, table in tables.items()
-        for name in table.column_names
-    }
+    values = {index_field(column, name): table[name] for column, table in tables.items() for name in table.column_names}
     values |= {KEY: latents[KEY], SHARD: pa.array([number] * latents.num_rows, pa.int32())}
     schema = index_schema(list(tables))
     return pa.table([values[name] for name in schema.names], schema=schema)

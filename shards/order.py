@@ -43,9 +43,7 @@ class SampleOrder:
         if counts_per_shard.keys() != batch_size.keys():
             raise DatasetError(f"batch sizes of {sorted(batch_size)} for buckets {sorted(counts_per_shard)}")
         if min([window_shards, *batch_size.values()]) < 1:
-            raise DatasetError(
-                f"window_shards {window_shards}, batch sizes {dict(batch_size)}: at least 1 each"
-            )
+            raise DatasetError(f"window_shards {window_shards}, batch sizes {dict(batch_size)}: at least 1 each")
         self.batch_size = {name: int(batch_size[name]) for name in sorted(batch_size)}
         self._counts = {name: np.asarray(counts_per_shard[name], np.int64) for name in self.batch_size}
         self._samples = {name: int(counts.sum()) for name, counts in self._counts.items()}

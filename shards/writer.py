@@ -114,12 +114,14 @@ def read_commit(path: Path) -> Commit:
     try:
         table = pq.read_table(pa.BufferReader(storage.read(path)), page_checksum_verification=True)
         about = json.loads(table.schema.metadata[_METADATA])
-        version = about.pop("schema_version")
+        check_version(about.pop("schema_version"), path)
+        check_tar_name(about["tar"], path)
+        commit = Commit(int(path.stem), table.replace_schema_metadata(None), **about)
+        if commit.table.schema != commit_schema(path.parent.name):
+            raise ValueError(f"fields {commit.table.schema.names}")
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{path} is not a readable commit: {error!r}; remove it and encode again") from error
-    check_version(version, path)
-    check_tar_name(about["tar"], path)
-    return Commit(number=int(path.stem), table=table.replace_schema_metadata(None), **about)
+    return commit
 
 
 def check_version(found: object, path: Path) -> None:

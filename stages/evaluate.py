@@ -11,6 +11,7 @@ import av
 from tqdm import tqdm
 
 from shards.dataset import Dataset
+from shards.manifest import Manifest
 from stages.decode import probe
 from stages.errors import ConfigError, DecodeError
 from stages.output import output_folder, save_settings, save_summary, write_text
@@ -44,7 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     started = time.perf_counter()
     found = read_samples(config.samples)
     training = read_training(config.run)
-    manifest = Dataset.open(_folder("shards", config.shards, "encode")).manifest
+    manifest = read_manifest(config.shards)
     output = output_folder(config.output)
     save_settings(output, config)
 
@@ -110,6 +111,11 @@ def read_training(run: str) -> Training:
     )
 
 
+def read_manifest(shards: str) -> Manifest:
+    """The dataset's own account of itself. Raises ConfigError or DatasetError where there is none."""
+    return Dataset.open(_folder("shards", shards, "encode"), buckets=()).manifest  # reads no index
+
+
 def look_at(folder: Path, row: dict[str, Any]) -> Clip:
     """One line of sample's summary with what its video shows."""
     path = folder / row["file"]
@@ -144,7 +150,7 @@ def describe(config: EvaluateConfig) -> str:
     """What ``evaluate`` would do, in a line."""
     rows = read_samples(config.samples)["samples"]
     read_training(config.run)
-    Dataset.open(_folder("shards", config.shards, "encode"))
+    read_manifest(config.shards)
     scored = sum(_expected(row["prompt"]) is not None for row in rows)
     return f"{len(rows)} samples to show, {scored} of them to check against their prompts, in {config.output}/{REPORT}"
 

@@ -4,6 +4,7 @@ An actor makes one shard at a time and decodes its clips ahead, in order, within
 An actor or a decode task that dies is replaced and its work redone; commits make that harmless.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +55,7 @@ def start() -> None:
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
 
 
 def stop() -> None:
@@ -70,7 +71,7 @@ def run_shards(
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     places = min(len(plans), runtime.actors or gpus or 1)
-    actor_type = _ShardActor.options(num_gpus=1 if gpus else 0, num_cpus=0)
+    actor_type: Any = ray.remote(num_gpus=1 if gpus else 0, num_cpus=0)(_ShardActor)
     waiting = deque((plan, 1) for plan in plans)
     running: dict[Any, tuple[Any, ShardPlan, int]] = {}
 
@@ -98,7 +99,6 @@ def run_shards(
             begin(actor)
 
 
-@ray.remote
 class _ShardActor:
     def __init__(self, make_worker: Callable[[], Worker], runtime: RuntimeConfig):
         self._make_worker = make_worker

@@ -27,6 +27,7 @@ BAD_TIMESTAMPS = "bad_timestamps"
 _SPACER = "[^0-9]"
 _TIME = f"([0-9]{{1,3}}){_SPACER}([0-9]{{2}}){_SPACER}([0-9]{{2}})(?:{_SPACER}([0-9]{{1,3}}))?"
 _CLIP_NAME = re.compile(f"(.+)_{_TIME}_{_TIME}", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TIMESTAMP = re.compile(r"([0-9]{1,3}):([0-5]?[0-9]):([0-5]?[0-9])(?:[.,]([0-9]{1,9}))?")
 
 
@@ -153,13 +154,7 @@ def _text(fields: dict[str, Any], key: str) -> str:
 
 def _encodable(value: Any) -> str | None:
     """A text that can be stored and shown: JSON allows halves of surrogate pairs, UTF-8 does not."""
-    if not isinstance(value, str):
-        return None
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return None
-    return value
+    return value if isinstance(value, str) and not _SURROGATE.search(value) else None
 
 
 def _caption(fields: dict[str, Any]) -> str:

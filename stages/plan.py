@@ -5,6 +5,7 @@ never renumbers. A retry plans a rejected clip once more, in a new shard. ``plan
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -79,6 +80,10 @@ class ClipConfig:
         frames = (self.frames,) if isinstance(self.frames, int) else self.frames
         return tuple(sorted(set(frames), reverse=True))
 
+    def span_ms(self, frames: int) -> int:
+        """How long a clip must be to fill so many frames, in whole milliseconds."""
+        return math.ceil(frames * 1000 / Fraction(str(self.fps)))
+
 
 @dataclass(frozen=True)
 class PlanConfig:
@@ -129,6 +134,7 @@ class _Planner:
     def __init__(self, config: PlanConfig, dataset_name: str):
         self._config = config
         self._dataset_name = dataset_name
+        self._spans_ms = [(frames, config.clip.span_ms(frames)) for frames in config.clip.lengths]
         self._planned_before: dict[int, int] = {}  # clip -> rows of it that the plan has
         self._seen: defaultdict[int, int] = defaultdict(int)  # clip -> rows of it so far
         self._retry: dict[int, tuple[int, str]] = {}  # clip -> its next attempt, why the last one failed
@@ -146,7 +152,7 @@ class _Planner:
             self._next_shard[Bucket.parse(row["bucket"])] = row["shard_max"] + 1
         for row in last_attempts(previous) if retry else ():
             _, reason = outcome(row, outcomes)
-            if reason in retry and row["occurrence"] == 0:
+            if reason in retry:
                 self._retry[row["clip"]] = row["attempt"] + 1, reason
 
     def add(self, row: Row) -> None:
@@ -191,22 +197,19 @@ class _Planner:
         """What to take of a clip, or the reason and the message of its rejection."""
         if row.reason:
             return row.reason, row.message or ""
-        size = self._config.clip.height, self._config.clip.width
-        fps = Fraction(str(self._config.clip.fps))
         if row.kind == "image":
-            frames, room_ms = 1, 0
-        else:
-            fitting = (n for n in self._config.clip.lengths if n * 1000 <= row.duration_ms * fps or n == 1)
-            frames = next(fitting, 0)
-            room_ms = max(0, int(row.duration_ms - frames * 1000 / fps))
-        if not frames:
-            shortest = self._config.clip.lengths[-1]
-            return TOO_SHORT, f"{row.duration_ms} ms do not hold {shortest} frames at {float(fps):g} fps"
+            fitting = [(1, 0)]
+        else:  # whatever lasts at all has one frame
+            fitting = [(n, span) for n, span in self._spans_ms if row.duration_ms >= (span if n > 1 else 1)]
+        if not fitting:
+            shortest, span_ms = self._spans_ms[-1]
+            return TOO_SHORT, f"it lasts {row.duration_ms} ms; {shortest} frames need {span_ms} ms"
         if row.path is None:
             return MISSING_FILE, f"no file of {row.source} was found below the videos folder"
-        bucket = Bucket(*size, frames)
+        frames, span_ms = fitting[0]
+        bucket = Bucket(self._config.clip.height, self._config.clip.width, frames)
         seed = xxhash.xxh3_64_intdigest(f"{clip} {bucket}".encode())
-        return _Window(bucket, seed % (room_ms + 1))
+        return _Window(bucket, seed % (max(0, row.duration_ms - span_ms) + 1))
 
     def _place(self, entry: dict[str, Any], row: Row, window: _Window) -> None:
         bucket = window.bucket

@@ -174,9 +174,8 @@ def last_attempts(table: pa.Table) -> Iterator[dict[str, Any]]:
     needed = table.select(["clip", "occurrence", "attempt", "status", "reason", "key", "bucket", "shard"])
     retried = needed.filter(pc.greater(needed["attempt"], 0))
     last: dict[tuple[int, int], int] = {}
-    for row in _dicts(retried):
-        name = row["clip"], row["occurrence"]
-        last[name] = max(row["attempt"], last.get(name, 0))
+    for row in _dicts(retried):  # in the order of the attempts
+        last[row["clip"], row["occurrence"]] = row["attempt"]
     return (row for row in _dicts(needed) if row["attempt"] == last.get((row["clip"], row["occurrence"]), 0))
 
 

@@ -157,9 +157,9 @@ def _pick(frames: Iterator[_Frame], wanted_s: Sequence[float], late_s: float) ->
 @contextmanager
 def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its video stream, closed whatever happens. FFmpeg's errors become DecodeErrors."""
-    # An absolute path and "file:", else InternVid's colons would be read as the name of a protocol. No other
-    # protocol is allowed: what claims to be a video may be a playlist of addresses.
-    url = "file:" + os.path.abspath(path)
+    # An absolute path, because FFmpeg takes what precedes a colon for the name of a protocol. And no protocol
+    # but that of files: what claims to be a video may be a playlist of addresses.
+    url = os.path.abspath(path)
     options = {"protocol_whitelist": "file"}
     try:
         with av.open(url, metadata_errors="replace", container_options=options) as container:
@@ -167,7 +167,6 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
             if not streams or streams[0].codec_context is None:
                 kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
                 raise DecodeError("undecodable", f"expected a video that can be decoded, found: {kinds}")
-            streams[0].thread_type = "NONE"
             streams[0].codec_context.thread_count = 1
             streams[0].codec_context.options = {"max_pixels": MAX_FRAME_PX}
             yield container, streams[0]
@@ -215,9 +214,8 @@ def _frames(
     last_s: float | None = None
     damaged = False
     for picture in _decoded(container, stream, deadline):
-        if picture.time is not None:
-            now_s = picture.time
-        else:
+        now_s = _clock_s(picture, stream)
+        if now_s is None:
             now_s = 0.0 if last_s is None else last_s + step_s
         if last_s is not None and now_s <= last_s:
             continue  # a clock that steps back
@@ -232,6 +230,16 @@ def _frames(
         yield _Frame(now_s - origin_s, now_s - origin_s + step_s, picture, damaged)
 
 
+def _clock_s(picture: VideoFrame, stream: VideoStream) -> float | None:
+    """When a frame is shown, by the stream's clock.
+
+    AVI stores no such times and FFmpeg's guess is out of order where there are B-frames. Frames leave the
+    decoder in the order they are shown, so the times of the packets that pushed them out will do.
+    """
+    ticks = picture.dts if stream.container.format.name == "avi" else picture.pts
+    return None if ticks is None or picture.time_base is None else float(ticks * picture.time_base)
+
+
 def _frames_from(
     container: InputContainer, stream: VideoStream, start_s: float, deadline: Deadline
 ) -> Iterator[_Frame]:
@@ -240,10 +248,11 @@ def _frames_from(
         yield from _frames(container, stream, deadline)
         return
     first = next(_decoded(container, stream, deadline), None)
-    if first is None or first.time is None or stream.time_base is None:
+    origin_s = None if first is None else _clock_s(first, stream)
+    if origin_s is None or not stream.time_base:
         raise _no_frame()
-    container.seek(int((first.time + start_s) / stream.time_base), stream=stream)
-    yield from _frames(container, stream, deadline, origin_s=first.time)
+    container.seek(int((origin_s + start_s) / stream.time_base), stream=stream)
+    yield from _frames(container, stream, deadline, origin_s)
 
 
 def _measured_duration_s(path: str, deadline: Deadline) -> float:

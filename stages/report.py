@@ -62,6 +62,8 @@ class Clip:
         """What a clip shows that differs from its prompt, in a few words."""
         if self.expected is None or self.observed is None:
             return ""
+        if self.observed == Observed(None, None, None):
+            return "nothing clear"
         pairs = [(name, getattr(self.observed, name)) for name in ("colour", "shape", "direction")]
         return ", ".join(found or f"no clear {name}" for name, found in pairs if found != getattr(self.expected, name))
 
@@ -88,6 +90,15 @@ class Training:
     @property
     def usual_data_wait_share(self) -> float:
         return statistics.median(self.data_wait_shares)
+
+
+@dataclass(frozen=True)
+class DatasetNumbers:
+    """A dataset in numbers; ``rows`` are (name, value) for a person, in the order of the road through encode."""
+
+    samples: int
+    size: str
+    rows: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -128,8 +139,9 @@ class Section:
         return self.kind != "other"
 
     @property
-    def single(self) -> bool:
-        return all(len(group.clips) == 1 for group in self.groups)
+    def small(self) -> bool:
+        """Whether every prompt has one sample of few pixels, so that many fit side by side."""
+        return all(len(group.clips) == 1 and group.clips[0].width < PIXELATED_BELOW_PX for group in self.groups)
 
 
 def write_report(path: Path, page: Page) -> None:
@@ -141,7 +153,7 @@ def write_report(path: Path, page: Page) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "bytes": readable_bytes, "count": lambda value: f"{value:,}"}
+    environment.filters |= {"percent": percent, "count": lambda value: f"{value:,}"}
     sections = list(_sections(page))
     text = environment.get_template("report.html").render(
         page=page,
@@ -151,7 +163,7 @@ def write_report(path: Path, page: Page) -> None:
         splits=list(_splits(page.score)),
         charts=_charts(page.training),
         training=page.training,
-        dataset=list(dataset_rows(page.manifest)),
+        dataset=dataset_numbers(page.manifest),
         open_groups=OPEN_GROUPS,
         pixelated_below_px=PIXELATED_BELOW_PX,
     )
@@ -171,23 +183,20 @@ def readable_bytes(count: int) -> str:
     return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
 
 
-def dataset_rows(manifest: Manifest) -> Iterator[tuple[str, int | str]]:
-    """What a dataset holds, as (name, number or text); counts that its encode did not keep are left out."""
+def dataset_numbers(manifest: Manifest) -> DatasetNumbers:
+    """What a dataset holds; of the clips' fates those that its encode counted."""
     totals = manifest.totals
-    for name, key in (("rows of metadata", "rows"), ("clips", "clips"), ("written", "written")):
-        if key in totals:
-            yield name, totals[key]
-    for key in ("filtered", "duplicates"):
-        if key in totals:
-            yield key, totals[key]
-    for reason, count in sorted(totals.get("rejected", {}).items()):
-        yield f"rejected: {reason.replace('_', ' ')}", count
     shards = [shard for bucket in manifest.buckets.values() for c in bucket.columns.values() for shard in c.shards]
-    yield "samples", sum(bucket.samples for bucket in manifest.buckets.values())
-    yield "shards", sum(len(bucket.columns[LATENTS].shards) for bucket in manifest.buckets.values())
-    yield "size", readable_bytes(sum(shard.tar_bytes for shard in shards))
-    for name, bucket in manifest.buckets.items():
-        yield f"bucket {name}", f"{bucket.samples:,} samples"
+    samples = sum(bucket.samples for bucket in manifest.buckets.values())
+    size = readable_bytes(sum(shard.tar_bytes for shard in shards))
+    names = {"rows": "rows of metadata"} | {key: key for key in ("clips", "written", "filtered", "duplicates")}
+    rows = [(name, f"{totals[key]:,}") for key, name in names.items() if key in totals]
+    for reason, count in sorted(totals.get("rejected", {}).items()):
+        rows.append((f"rejected: {reason.replace('_', ' ')}", f"{count:,}"))
+    for bucket, entry in manifest.buckets.items():
+        rows.append((f"bucket {bucket.replace('x', ' × ')}", f"{entry.samples:,} samples"))
+    rows.append(("shards", f"{sum(len(entry.columns[LATENTS].shards) for entry in manifest.buckets.values()):,}"))
+    return DatasetNumbers(samples, size, [*rows, ("size", size)])
 
 
 def _splits(score: Score | None) -> Iterator[tuple[str, SplitScore, list[tuple[str, Share, float]]]]:
@@ -202,8 +211,8 @@ def _splits(score: Score | None) -> Iterator[tuple[str, SplitScore, list[tuple[s
 def _charts(training: Training) -> list[tuple[str, str, Chart]]:
     """(title, unit of y, chart) of what is drawn over the training steps."""
     return [
-        ("Training loss", "loss", line_chart(training.steps, training.losses)),
-        ("Training speed", "clips a second", line_chart(training.steps, training.clips_per_s, from_zero=True)),
+        ("Loss", "loss", line_chart(training.steps, training.losses)),
+        ("Speed", "clips a second", line_chart(training.steps, training.clips_per_s, from_zero=True)),
     ]
 
 

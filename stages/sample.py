@@ -75,7 +75,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     videos = _decode(config, latents, info, device)
 
     fps = 1 / info.frame_interval_s
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, (request, frames) in enumerate(zip(requests, videos, strict=True)):
         file = f"{number:04d}-{_slug(request.prompt)}.mp4"
         write_mp4(output / file, frames, fps)

@@ -147,7 +147,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     log = RunLog(run, progress.step, config.train.steps) if ranks.main else None
     started = time.perf_counter()
     progress = _loop(config, run, ranks, source, model, engine, info, progress, log)
-    summary = {"steps": progress.step, "samples_seen": progress.samples_seen}
+    summary: dict[str, Any] = {"steps": progress.step, "samples_seen": progress.samples_seen}
     if log:
         summary |= {"final_loss": log.last_loss, "seconds": round(time.perf_counter() - started, 1)}
         save_summary(run, summary)

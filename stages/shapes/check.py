@@ -59,7 +59,8 @@ class Share:
         if not self.total:
             return "no samples"
         low, high = self.interval
-        return f"{100 * self.value:.1f} % ({self.right} of {self.total}; 95 % interval {100 * low:.0f}-{100 * high:.0f})"
+        counts = f"{self.right} of {self.total}"
+        return f"{100 * self.value:.1f} % ({counts}; 95 % interval {100 * low:.0f}-{100 * high:.0f})"
 
 
 @dataclass(frozen=True)

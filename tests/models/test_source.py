@@ -57,8 +57,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise FileNotFoundError(f"no {hub_id}\nmore lines")
         for path in sorted(p for p in repository.rglob("*") if p.is_file()):
             name = str(path.relative_to(repository))
-            wanted = any(fnmatch(name, p) for p in allow_patterns) and not any(fnmatch(name, p) for p in ignore_patterns)
-            if wanted:
+            ignored = any(fnmatch(name, pattern) for pattern in ignore_patterns)
+            if not ignored and any(fnmatch(name, pattern) for pattern in allow_patterns):
                 (cache / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, cache / name)
         return str(cache)

@@ -111,7 +111,7 @@ def test_long_captions_are_cut_and_still_end_their_text():
 
 def test_any_english_tokenises_and_an_unknown_letter_does_no_harm(tiny: TextEncoder):
     tokenizer = AutoTokenizer.from_pretrained(TINY_FOLDER / "tokenizer")
-    text = "zebras & qwerty-keyboards, 50% of $3.99 (it's \"new\")!? #1 @home [x] {y} <z> a/b\\c ^ ~ ` | ; : _ = + *"
+    text = 'zebras & qwerty-keyboards, 50% of $3.99 (it\'s "new")!? #1 @home [x] {y} <z> a/b\\c ^ ~ ` | ; : _ = + *'
     ids = tokenizer(clean_caption(text))["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == clean_caption(text)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers import sincos, spatial_positions
 from models.transformer import Transformer, TransformerConfig
 from tests.models.networks import (
     SMALL,
@@ -63,9 +62,7 @@ def test_equals_latte_with_each_caption_alone_and_unpadded() -> None:
 @pytest.mark.parametrize("shape", [(1, 16, 16), (1, 8, 8), (1, 10, 24)])
 @pytest.mark.parametrize("position_scale", [1.0, 0.5])
 @torch.no_grad()
-def test_one_frame_equals_pixart_with_masked_captions(
-    shape: tuple[int, int, int], position_scale: float
-) -> None:
+def test_one_frame_equals_pixart_with_masked_captions(shape: tuple[int, int, int], position_scale: float) -> None:
     config = replace(SMALL, position_scale=position_scale, temporal_init="zero")
     model, reference = _image_model(config)
     latents, timestep, text, mask = inputs(shape=shape, lengths=(7, 1, 4))
@@ -156,7 +153,7 @@ def test_equal_timesteps_for_all_frames_are_one_timestep(temporal_pos: str) -> N
 def test_each_frame_takes_its_own_timestep() -> None:
     """Frames that cannot see each other give what each gives alone at its timestep."""
     model = Transformer(replace(SMALL, temporal_init="zero", temporal_pos="branch"))
-    randomise_spatial(model)
+    _randomise_spatial(model)
     latents, _, text, mask = inputs(shape=(3, 6, 6))
     timesteps = torch.tensor([[0.0, 400.0, 999.0], [10.0, 10.0, 700.0]])
     found = model(latents, timesteps, text, mask)
@@ -192,22 +189,6 @@ def test_a_thousand_frames() -> None:
     assert model(*inputs(shape=(1001, 2, 2), lengths=(3,))).isfinite().all()
 
 
-def test_sincos_of_far_positions_keeps_its_digits() -> None:
-    positions = torch.tensor([0.0, 1.0, 2047.0, 100_000.25])
-    found = sincos(positions, 6)
-    for row, position in enumerate(positions.tolist()):
-        angles = torch.tensor([position / 10_000 ** (k / 3) for k in range(3)], dtype=torch.float64)
-        expected = torch.cat([angles.sin(), angles.cos()]).float()
-        assert (found[row] - expected).abs().max() < 1e-6
-
-
-def test_spatial_positions_of_a_grid_written_out() -> None:
-    found = spatial_positions(2, 3, 4, base=6, scale=2.0, device=torch.device("cpu"))
-    cells = [(row * 1.5, column * 1.0) for row in range(2) for column in range(3)]
-    down, across = torch.tensor(cells).T
-    assert torch.allclose(found, torch.stack([across.sin(), across.cos(), down.sin(), down.cos()], dim=1))
-
-
 @pytest.mark.parametrize("temporal_pos", ["stream", "branch"])
 def test_activation_checkpointing_changes_no_gradient(temporal_pos: str) -> None:
     gradients, saved = [], []
@@ -224,23 +205,6 @@ def test_activation_checkpointing_changes_no_gradient(temporal_pos: str) -> None
     for name, gradient in gradients[0].items():
         assert gradient is not None and gradient.any(), name
         assert torch.equal(gradient, gradients[1][name]), name
-
-
-@torch.no_grad()
-def test_more_heads_than_one_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, arguments = random_transformer(), inputs()
-    expected = model(*arguments)
-    monkeypatch.setattr("models.layers.MAX_HEADS_PER_CALL", 5)
-    assert_close(model(*arguments), expected, share=1e-6)
-
-
-def test_text_keys_and_values_are_projected_once_a_sample() -> None:
-    model, rows = random_transformer(), []
-    for block in model.transformer_blocks:
-        for layer in (block.attn2.to_k, block.attn2.to_v):
-            layer.register_forward_hook(lambda layer, args, out: rows.append(out.numel() // out.shape[-1]))
-    model(*inputs(shape=(7, 4, 4), lengths=(5, 3)))
-    assert rows == [2 * 5] * (2 * SMALL.num_layers)
 
 
 @torch.no_grad()
@@ -312,7 +276,7 @@ def _image_model(config: TransformerConfig) -> tuple[Transformer, torch.nn.Modul
     return model, reference
 
 
-def randomise_spatial(model: Transformer) -> None:
+def _randomise_spatial(model: Transformer) -> None:
     """Draws all weights but those of the temporal blocks."""
     temporal = {name: t.clone() for name, t in model.state_dict().items() if name.startswith("temporal")}
     randomise(model)

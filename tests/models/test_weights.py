@@ -68,9 +68,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, weights: str, seed: i
 def test_the_default_weights_are_the_averaged_ones(tmp_path: Path) -> None:
     folder = _save(tmp_path / "step-40")
     averaged = load_transformer(folder, "ema").state_dict()
-    assert all(
-        torch.equal(tensor, averaged[name]) for name, tensor in load_transformer(folder).state_dict().items()
-    )
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in load_transformer(folder).state_dict().items())
 
 
 def test_the_null_text_comes_back(tmp_path: Path) -> None:
@@ -230,13 +228,9 @@ def test_starting_from_another_diffusers_model_is_refused(tmp_path: Path) -> Non
 def test_a_latte_with_other_layers_is_refused(tmp_path: Path) -> None:
     _save_reference(latte(SMALL, 3), tmp_path)
     _edit_json(tmp_path / "config.json", activation_fn="geglu", attention_bias=False)
-    with pytest.raises(
-        WeightsError, match="activation_fn is 'geglu', not .*; attention_bias is False, not True"
-    ):
+    with pytest.raises(WeightsError, match="activation_fn is 'geglu', not .*; attention_bias is False, not True"):
         load_transformer(tmp_path)
-    _edit_json(
-        tmp_path / "config.json", activation_fn="gelu-approximate", attention_bias=True, num_layers=None
-    )
+    _edit_json(tmp_path / "config.json", activation_fn="gelu-approximate", attention_bias=True, num_layers=None)
     with pytest.raises(WeightsError, match="config.json does not describe a Latte model"):
         load_transformer(tmp_path)
 

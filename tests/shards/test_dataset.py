@@ -95,7 +95,7 @@ def test_a_flipped_bit_anywhere_in_a_record_is_found(build):
     whole = tar.read_bytes()
     begin, end = row["latents.offset"], row["latents.offset"] + row["latents.length"]
     assert end - begin == 2 * (512 + math.ceil((128 + 2 * 4 * 3 * 3 * 2) / 512) * 512)
-    for position in range(begin, end, 3):
+    for position in range(begin, end, 7):
         with open(tar, "r+b") as file:
             file.seek(position)
             file.write(bytes([whole[position] ^ 1]))
@@ -118,9 +118,7 @@ def test_a_cut_tar_is_found_at_any_length(build):
         tar.write_bytes(whole[: begin + kept])
         assert dataset.read(SIZE, 0, LATENTS)
         cut = 2 if kept == length else 1
-        with pytest.raises(
-            ShardError, match=rf"{tar}: the record of {rows[cut]['key']} is cut, \d+ of {length}"
-        ):
+        with pytest.raises(ShardError, match=rf"{tar}: the record of {rows[cut]['key']} is cut, \d+ of {length}"):
             dataset.read(SIZE, cut, LATENTS)
     tar.unlink()
     with pytest.raises(ShardError, match=f"{tar}, which holds {rows[0]['key']}, does not exist"):
@@ -188,7 +186,5 @@ def test_reading_shards_loads_no_heavy_library():
     heavy = ("torch", "ray", "webdataset", "pandas")
     script = f"import sys, shards.loader; print([name for name in {heavy} if name in sys.modules])"
     root = Path(shards.__file__).parents[1]
-    found = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60
-    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
     assert found.stdout.strip() == "[]", found.stderr

@@ -71,9 +71,7 @@ def test_parts_of_fingerprints_compare_the_same_way():
 
 
 def test_the_manifest_counts_everything(build):
-    root = build(
-        {SIZE: [3, 0, 2], LONG: [4]}, rejects=[Reject("z1", "timeout", ""), Reject("z2", "timeout", "")]
-    )
+    root = build({SIZE: [3, 0, 2], LONG: [4]}, rejects=[Reject("z1", "timeout", ""), Reject("z2", "timeout", "")])
     manifest = Dataset.open(root).manifest
     assert (manifest.name, manifest.schema_version, manifest.totals) == (
         "tests",
@@ -136,9 +134,7 @@ def test_a_text_column_counts_once_every_latent_shard_has_it(build, samples):
 def test_columns_that_disagree_are_refused(build, samples):
     root = build({SIZE: [3]})
     folder = root / SIZE / "text.t5"
-    fingerprint_hash = ensure_fingerprint(
-        root, SIZE, "text.t5", Dataset.open(root).fingerprint(SIZE, "text.t5")
-    )
+    fingerprint_hash = ensure_fingerprint(root, SIZE, "text.t5", Dataset.open(root).fingerprint(SIZE, "text.t5"))
     os.unlink(commit_path(folder, 0))
     write_shard(folder, 0, samples(3, 1, column="text.t5"), fingerprint_hash=fingerprint_hash)
     with pytest.raises(DatasetError, match="3 samples in latents and 3 in text.t5, not the same keys"):
@@ -193,9 +189,7 @@ def test_a_manifest_of_another_kind_is_refused(build, change, error, message):
         Dataset.open(root)
 
 
-@pytest.mark.parametrize(
-    "name", ["pipe:ls", "../a.tar", "/etc/passwd", "000000-0123456.tar", "000000-01234567.tar\n"]
-)
+@pytest.mark.parametrize("name", ["pipe:ls", "../a.tar", "/etc/passwd", "000000-0123456.tar", "000000-01234567.tar\n"])
 def test_a_manifest_cannot_name_files_elsewhere(build, name):
     root = build({SIZE: [1]})
     found = json.loads((root / "manifest.json").read_text())

@@ -9,6 +9,7 @@ from shards.errors import DatasetError
 from shards.schema import (
     MEAN,
     STD,
+    TEXT,
     Bucket,
     Sample,
     check_sample,
@@ -24,9 +25,7 @@ def test_bucket_names_go_both_ways():
     assert Bucket.parse("256x512x56") == Bucket(256, 512, 56)
 
 
-@pytest.mark.parametrize(
-    "name", ["", "64x64", "64x64x8x1", "064x64x8", "64x64x0", "64X64x8", " 64x64x8", "plan"]
-)
+@pytest.mark.parametrize("name", ["", "64x64", "64x64x8x1", "064x64x8", "64x64x0", "64X64x8", " 64x64x8", "plan"])
 def test_other_names_are_no_buckets(name):
     with pytest.raises(DatasetError, match="HEIGHTxWIDTHxFRAMES"):
         Bucket.parse(name)
@@ -34,10 +33,7 @@ def test_other_names_are_no_buckets(name):
 
 def test_keys_of_internvid_clips_of_one_second_stay_apart():
     ids = [
-        f"-A.b:c{video}_00:01:02.{ms:03d}_00:01:0{end}.500"
-        for video in range(5)
-        for ms in range(400)
-        for end in (4, 5)
+        f"-A.b:c{video}_00:01:02.{ms:03d}_00:01:0{end}.500" for video in range(5) for ms in range(400) for end in (4, 5)
     ]
     keys = {make_key(id, "internvid", id) for id in ids}
     assert len(keys) == len(ids) == 4000
@@ -80,9 +76,7 @@ def test_a_record_is_a_tar_of_npy_files_without_pickle(samples):
     record = encode_record(sample)
     with tarfile.open(fileobj=io.BytesIO(record + bytes(1024)), mode="r:") as tar:
         members = tar.getmembers()
-        arrays = [
-            np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=False) for member in members
-        ]
+        arrays = [np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=False) for member in members]
     assert [member.name for member in members] == [f"{sample.key}.mean.npy", f"{sample.key}.std.npy"]
     assert all((m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) == (0, 0, 0, "", "", 0o644) for m in members)
     np.testing.assert_array_equal(arrays[0], sample.members[MEAN])
@@ -99,6 +93,13 @@ def test_a_record_reads_back_and_does_not_depend_on_the_order_or_layout_of_its_m
     assert found.keys() == {MEAN, STD}
     for suffix, array in found.items():
         np.testing.assert_array_equal(array, sample.members[suffix])
+
+
+def test_a_payload_that_fills_its_blocks_gets_no_padding():
+    text = np.arange(192, dtype=np.float16).reshape(3, 64)  # 128 bytes of .npy header and 384 of numbers
+    record = encode_record(Sample("key", {TEXT: text}, {}))
+    assert len(record) == 1024
+    assert np.array_equal(decode_record(record)[TEXT], text)
 
 
 def test_a_record_of_pickled_objects_is_refused():

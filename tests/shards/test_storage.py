@@ -7,9 +7,7 @@ from shards.errors import DatasetError
 from shards.storage import create_exclusive, list_folder, local_path, make_folder, read_range, write_whole
 
 
-@pytest.mark.parametrize(
-    "location", ["pipe:cat a", "s3://b/c", "file:///a", "http://a/b", "PIPE:x", Path("pipe:rm")]
-)
+@pytest.mark.parametrize("location", ["pipe:cat a", "s3://b/c", "file:///a", "http://a/b", "PIPE:x", Path("pipe:rm")])
 def test_what_is_no_local_path_is_refused(location):
     with pytest.raises(DatasetError, match="expected the path of a local folder"):
         local_path(location)

@@ -1,6 +1,7 @@
 """Decoding, against independent answers: which frame is on screen when, and which colour it has."""
 
 import os
+import socket
 import subprocess
 import sys
 from fractions import Fraction
@@ -70,7 +71,7 @@ def test_the_container_does_not_matter(tmp_path: Path, name: str, decoder: Decod
         ("libx264", "a.mp4", "yuv444p10le", None),
         ("libx265", "a.mp4", "yuv420p10le", X265),
         ("libvpx-vp9", "a.webm", "yuv420p", {"deadline": "realtime"}),
-        ("libsvtav1", "a.mp4", "yuv420p", {"preset": "11"}),
+        ("libsvtav1", "a.mp4", "yuv420p", {"preset": "8", "crf": "10"}),
         ("mpeg4", "a.avi", "yuv420p", {"qscale": "2"}),
         ("mjpeg", "a.mov", "yuvj420p", {"qscale": "2"}),
         ("ffv1", "a.mkv", "gray", {}),
@@ -79,9 +80,7 @@ def test_the_container_does_not_matter(tmp_path: Path, name: str, decoder: Decod
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_the_codec_does_not_matter(tmp_path, codec, name, pixel_format, options, decoder) -> None:
     frames = numbered(26, 96, 128)
-    video = write_video(
-        tmp_path / name, frames, rate=24, codec=codec, pixel_format=pixel_format, options=options
-    )
+    video = write_video(tmp_path / name, frames, rate=24, codec=codec, pixel_format=pixel_format, options=options)
     assert numbers_of(decode(video, decoder=decoder)) == steady(24, 26, 8)
 
 
@@ -202,7 +201,8 @@ def test_gray_is_gray(tmp_path: Path, full_range: bool) -> None:
     shown = decode(video, height=48, width=64)[0]
     assert (shown[..., 0] == shown[..., 1]).all() and (shown[..., 0] == shown[..., 2]).all()
     levels = luma.astype(float) if full_range else (luma - 16.0) * 255 / 219
-    assert np.abs(shown[..., 0] - levels).max() < 1.5 or np.abs(shown[..., 0] - luma.astype(float)).max() < 1.5
+    inside = np.arange(64) % 8 // 2 % 3 != 0  # away from the steps
+    assert np.abs(shown[..., 0] - levels)[:, inside].max() <= 1
 
 
 def test_a_reserved_matrix_is_no_reason_to_reject(tmp_path: Path) -> None:
@@ -216,7 +216,6 @@ BROKEN = {
     "empty.mp4": b"",
     "page.mp4": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
     "noise.mp4": np.random.default_rng(0).bytes(4096),
-    "playlist.mp4": b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
 }
 
 
@@ -224,6 +223,23 @@ BROKEN = {
 def test_what_is_no_video_is_named_undecodable(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(BROKEN[name])
     assert reason(tmp_path / name) == "undecodable"
+
+
+def test_a_playlist_does_not_reach_the_network(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.3)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{address}\n#EXT-X-ENDLIST\n")
+        assert reason(tmp_path / "list.mp4") == "undecodable"
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.mp4", numbered(24), rate=24)
+    (tmp_path / "a.mp4").rename(tmp_path / "data:1.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(decode(Path("data:1.mp4"))) == 8
 
 
 def test_other_files_are_named(tmp_path: Path) -> None:
@@ -244,22 +260,41 @@ def test_a_cut_off_file_is_named(tmp_path: Path) -> None:
     assert reason(start, 12) in ("undecodable", "too_short")
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_damage_that_the_decoder_conceals_is_found(tmp_path: Path, seed: int) -> None:
-    frames = np.random.default_rng(seed).integers(0, 255, (20, 12, 16, 3), np.uint8)
-    frames = frames.repeat(8, 1).repeat(8, 2)
-    video = write_video(tmp_path / "good.mp4", frames, rate=16, options={"g": "20", "crf": "20"})
+def noise(count: int) -> np.ndarray:
+    """Blocks of noise: every part of the coded file matters to every frame."""
+    return np.random.default_rng(0).integers(0, 255, (count, 24, 32, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+
+
+def test_damage_that_the_decoder_conceals_is_found(tmp_path: Path) -> None:
+    """H.264 may decode a wrong bit into a wrong picture without noticing, but seldom to the end of a frame."""
+    video = write_video(tmp_path / "good.mp4", noise(20), rate=16, options={"g": "20", "crf": "20"})
     decode(video)
-    places = np.random.default_rng(seed).uniform(0.1, 0.5, 3)
-    assert reason(flip_bits(video, tmp_path / "bad.mp4", places)) == "undecodable"
+    found = 0
+    for seed in range(10):
+        bad = flip_bits(video, tmp_path / "bad.mp4", np.random.default_rng(seed).uniform(0.1, 0.5, 3))
+        try:
+            decode(bad)
+        except DecodeError as error:
+            assert error.reason == "undecodable"
+            found += 1
+    assert found >= 9
 
 
 def test_damage_after_the_clip_does_not_matter(tmp_path: Path) -> None:
-    frames = np.random.default_rng(0).integers(0, 255, (60, 12, 16, 3), np.uint8).repeat(8, 1).repeat(8, 2)
-    video = write_video(tmp_path / "good.mp4", frames, rate=16, options={"g": "20", "crf": "20"})
-    bad = flip_bits(video, tmp_path / "bad.mp4", [0.85])
+    video = write_video(tmp_path / "good.mp4", noise(60), rate=16, options={"g": "20", "crf": "20"})
+    bad = flip_bits(video, tmp_path / "bad.mp4", np.linspace(0.8, 0.9, 99))
     assert (decode(bad) == decode(video)).all()
-    assert reason(bad, 24) == "undecodable"
+    assert reason(bad, 28) == "undecodable"
+
+
+def test_a_late_clip_is_read_from_the_key_frame_before_it(tmp_path: Path) -> None:
+    """What is broken in front of it is not even looked at."""
+    video = write_video(tmp_path / "good.mp4", noise(60), rate=16, options={"g": "20", "crf": "20"})
+    data = video.read_bytes()
+    cut = len(data) // 10
+    (tmp_path / "bad.mp4").write_bytes(data[:cut] + bytes(cut) + data[2 * cut :])
+    assert reason(tmp_path / "bad.mp4") == "undecodable"
+    assert (decode(tmp_path / "bad.mp4", start_s=2.6) == decode(video, start_s=2.6)).all()
 
 
 def test_the_last_wanted_frame_decides_what_is_too_short(tmp_path: Path) -> None:
@@ -275,10 +310,14 @@ def test_a_slow_source_is_refused_and_an_unsteady_one_is_not(tmp_path: Path, dec
     for rate in (1, 4, Fraction(15, 2)):
         slow = write_video(tmp_path / "slow.mp4", numbered(int(3 * rate) + 1), rate=rate)
         assert reason(slow, 16, decoder=decoder) == "low_frame_rate"
-    jitter = [int(1000 * n / 12 + (n % 3) * 55) for n in range(40)]  # 12 fps on average, gaps up to 138 ms
-    video = write_video(tmp_path / "jitter.mkv", numbered(40), times_ms=jitter)
+    pauses = [1000 * second + 25 * number for second in range(4) for number in range(12)]
+    video = write_video(tmp_path / "pauses.mkv", numbered(48), times_ms=pauses)  # 12 fps on average
+    assert reason(video, 24, decoder=decoder) == "low_frame_rate"
+    burst = [*range(0, 500, 50), 700, 850]  # 12 fps on average, with a gap of 250 ms
+    jitter = [1000 * second + time for second in range(4) for time in burst]
+    video = write_video(tmp_path / "jitter.mkv", numbered(48), times_ms=jitter)
     shown = numbers_of(decode(video, 24, decoder=decoder))
-    assert shown == on_screen(jitter, 24) and len(set(shown)) < 24
+    assert shown == on_screen(jitter, 24) and len(set(shown)) == 21
 
 
 def test_a_deadline_is_kept(tmp_path: Path) -> None:

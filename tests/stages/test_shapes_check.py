@@ -10,6 +10,7 @@ from models.vae import FrozenVAE
 from stages.errors import ConfigError
 from stages.shapes.check import Observed, Share, check_file, check_video, score
 from stages.shapes.render import (
+    COLOURS,
     Combination,
     ShapesConfig,
     caption,
@@ -17,6 +18,7 @@ from stages.shapes.render import (
     held_out,
     render_frames,
     seen,
+    shape_coverage,
     write_video,
 )
 
@@ -81,8 +83,9 @@ def test_empty_still_and_aslant_clips_show_no_direction():
     frames = clip(Combination("red", "ball", "left"), 0)
     assert check_video(np.full_like(frames, 30)) == Observed(None, None, None)
     assert check_video(np.repeat(frames[:1], 8, axis=0)) == Observed("red", "ball", None)
-    aslant = np.stack([np.roll(frame, -4 * t, axis=0) for t, frame in enumerate(frames)])
-    assert check_video(aslant).direction is None
+    covers = [shape_coverage("ball", (12 + 5 * t, 14 + 5 * t), 8, 64)[..., None] for t in range(8)]
+    aslant = np.stack([(cover * COLOURS["red"]).astype(np.uint8) for cover in covers])
+    assert check_video(aslant) == Observed("red", "ball", None)
 
 
 def test_a_shape_of_many_colours_has_none():

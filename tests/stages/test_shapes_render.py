@@ -65,7 +65,9 @@ def test_caption_and_parse_are_inverse():
     assert parse_caption("  A Red  ball moves LEFT ") == Combination("red", "ball", "left")
 
 
-@pytest.mark.parametrize("text", ["", "a red ball", "a red ball moves sideways", "the red ball moves left", "a red ball stops left"])
+@pytest.mark.parametrize(
+    "text", ["", "a red ball", "a red ball moves away", "the red ball moves left", "a red ball is left"]
+)
 def test_other_texts_are_no_captions(text: str):
     with pytest.raises(ConfigError, match="not a caption"):
         parse_caption(text)
@@ -186,7 +188,7 @@ def test_an_interrupted_rendering_leaves_no_dataset_and_the_next_one_is_whole(
     assert len(list((folder / "videos").iterdir())) == CONFIG.clips
 
 
-@pytest.mark.parametrize(("setting", "value"), [("clips", 0), ("size_px", 63), ("size_px", 16), ("frames", 1), ("fps", 0)])
+@pytest.mark.parametrize(("setting", "value"), [("clips", 0), ("size_px", 63), ("size_px", 16), ("frames", 1)])
 def test_impossible_settings_are_refused(setting: str, value: int):
     with pytest.raises(ConfigError, match=setting):
         ShapesConfig(**{setting: value})

@@ -1,0 +1,69 @@
+"""One small road, walked once for all tests: render, encode, train on two ranks, sample; by the real commands."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ["shapes.clips=48", "shard_clips=16"]
+
+
+def run(*arguments: object, status: int = 0, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a command of the project; fails the test unless it exits with ``status``."""
+    done = subprocess.run([str(part) for part in arguments], cwd=ROOT, env=environment(), timeout=timeout_s,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == status, f"{arguments} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def environment() -> dict[str, str]:
+    """Ours, with one thread a process and no cluster to join."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"} | {"RAY_ADDRESS": "local"}
+
+
+def command(name: str) -> list[str]:
+    return [sys.executable, "-m", f"pipelines.{name}"]
+
+
+def deepspeed(ranks: int) -> list[str]:
+    port = str(29500 + os.getpid() % 400)
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    return [launcher, "--num_gpus", str(ranks), "--master_port", port, "pipelines/train.py"]
+
+
+@dataclass(frozen=True)
+class Road:
+    """The folders that the commands wrote."""
+
+    shards: Path
+    run: Path
+    samples: Path
+
+
+def train_settings(shards: Path, run: Path) -> list[str]:
+    """A run of 4 steps that saves every 2."""
+    return [
+        "--config", "configs/train/shapes.yaml", f"data.shards={shards}", f"output={run}", "train.steps=4",
+        "train.save_every=2", "train.log_every=1", "train.log_sample_ids=true", "train.batch_size=8",
+        "model.num_layers=1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("road") / "shards"
+    run(*command("encode"), "--input", "shapes", f"output={folder}", *SMALL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def road(shards: Path) -> Road:
+    trained, samples = shards.with_name("run"), shards.with_name("samples")
+    run(*deepspeed(2), *train_settings(shards, trained))
+    prompts = "text_prompt=[a red ball moves left, a blue square moves up, a red ball moves left]"
+    run(*command("sample"), prompts, f"ckpt={trained}", f"output={samples}", "steps=2", "batch_size=2")
+    return Road(shards, trained, samples)

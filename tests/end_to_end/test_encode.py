@@ -1,0 +1,179 @@
+"""The encode command: what it writes, against the models themselves and stock WebDataset, and what a kill leaves."""
+
+import gc
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+import warnings
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import webdataset
+from diffusers import AutoencoderKL
+from transformers import AutoTokenizer, T5EncoderModel
+
+from models.source import TINY_FOLDER
+from shards.dataset import Dataset
+from tests.end_to_end.conftest import ROOT, SMALL, command, environment, run
+
+
+def tars(shards: Path, column: str) -> list[str]:
+    return sorted(map(str, (shards / "64x64x8" / column).glob("*.tar")))
+
+
+def stock_samples(shards: Path, column: str) -> list[dict]:
+    """What the stock package reads, without any code of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
+        found = list(webdataset.WebDataset(tars(shards, column), shardshuffle=False, empty_check=False).decode())
+        gc.collect()
+    return found
+
+
+def hashes(shards: Path) -> set[str]:
+    """The names of all tars, which carry the hash of their bytes, and of the index."""
+    return {str(path.relative_to(shards)) for pattern in ("*/*/*.tar", "index/*") for path in shards.glob(pattern)}
+
+
+def test_stock_webdataset_reads_both_columns_in_the_same_order(shards: Path) -> None:
+    latents, texts = stock_samples(shards, "latents"), stock_samples(shards, "text.t5")
+    assert len(latents) == 48
+    assert [sample["__key__"] for sample in latents] == [sample["__key__"] for sample in texts]
+    assert all(sample["mean.npy"].shape == (8, 4, 8, 8) for sample in latents)
+
+
+@torch.no_grad()
+def test_latents_are_those_of_the_vae_on_the_files_own_frames(shards: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(TINY_FOLDER / "vae")
+    dataset = Dataset.open(shards)
+    row = dataset.index("64x64x8").slice(5, 1).to_pylist()[0]
+    (file,) = (shards.parent / "data" / "videos").glob(f"{row['source']}*")
+    with av.open(str(file)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
+    expected = vae.encode(pixels).latent_dist.mean
+    stored = next(sample for sample in stock_samples(shards, "latents") if sample["__key__"] == row["key"])
+    # Reading the file's colours in two ways differs by a level or two of 255.
+    scale = expected.abs().max()
+    torch.testing.assert_close(
+        torch.from_numpy(stored["mean.npy"]).float() / scale, expected / scale, rtol=0, atol=0.02
+    )
+
+
+@torch.no_grad()
+def test_text_is_t5s_own_output_at_its_true_length(shards: Path) -> None:
+    encoder = T5EncoderModel.from_pretrained(TINY_FOLDER / "text_encoder")
+    tokenizer = AutoTokenizer.from_pretrained(TINY_FOLDER / "tokenizer")
+    captions = {row["key"]: row["caption"] for row in Dataset.open(shards).index("64x64x8").to_pylist()}
+    for sample in stock_samples(shards, "text.t5")[:5]:
+        tokens = tokenizer(captions[sample["__key__"]], return_tensors="pt")
+        expected = encoder(**tokens).last_hidden_state[0]
+        torch.testing.assert_close(torch.from_numpy(sample["text.npy"]).float(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_the_null_text_is_stored_once(shards: Path) -> None:
+    embedding, mask = Dataset.open(shards).null_text("text.t5")
+    assert embedding.shape == (1, 64) and mask.all()
+
+
+def test_everything_is_counted(shards: Path) -> None:
+    summary = json.loads((shards / "summary.json").read_text())
+    assert (summary["rows"], summary["written"], summary["samples"], summary["shards"]) == (48, 48, 48, 3)
+    assert summary["this_run"]["written"] == 48
+    assert summary["bytes"] == sum(path.stat().st_size for path in shards.glob("*/*/*.tar"))
+
+
+def test_the_same_command_again_changes_nothing(shards: Path) -> None:
+    before = hashes(shards)
+    run(*command("encode"), "--input", "shapes", f"output={shards}", *SMALL)
+    assert hashes(shards) == before
+    summary = json.loads((shards / "summary.json").read_text())
+    assert summary["written"] == 48 and summary["this_run"]["written"] == 0
+
+
+def test_another_way_of_encoding_is_refused_by_name(shards: Path) -> None:
+    before = hashes(shards)
+    for setting, named in (("vae.batch_frames=4", "batch_frames is 8, expected 4"), ("clip.fps=4", "clip.fps was 8")):
+        done = run(*command("encode"), "--input", "shapes", f"output={shards}", *SMALL, setting, status=2)
+        assert named in done.stderr and done.stderr.count("\n") == 1
+    assert hashes(shards) == before
+
+
+@pytest.mark.parametrize("trial", range(3))
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(trial: int, shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    settings = ["--input", "shapes", f"output={folder}", f"data.videos={shards.parent / 'data'}", *SMALL]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*command("encode"), *settings], cwd=ROOT, env=environment(), **quiet)
+    # At a moment of the writing: after the plan and, in later trials, after some shards.
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*/*/*.parquet"))) < trial * 2 or not list(folder.glob("plan/*.parquet")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(random.Random(trial).random())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run(*command("encode"), *settings)
+    assert hashes(folder) == hashes(shards)
+
+
+def test_a_decoder_that_hangs_costs_one_clip(tmp_path: Path, shards: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number, path in enumerate(sorted((shards.parent / "data" / "videos").iterdir())[:3]):
+        (videos / f"good{number}.mp4").symlink_to(path)
+    row = {"Start_timestamp": "00:00:00.000", "End_timestamp": "00:00:01.000", "Caption": "a clip"}
+    names = [f"good{number}" for number in range(3)] + ["hangs"]
+    metadata = tmp_path / "clips.jsonl"
+    metadata.write_text("".join(json.dumps({"YoutubeID": name, **row}) + "\n" for name in names))
+    os.mkfifo(videos / "hangs.mp4")  # opening it waits for a writer that never comes
+    run(*command("encode"), "--input", "internvid", f"data.metadata={metadata}", f"data.videos={videos}", "vae=tiny",
+        "text_encoder=tiny", f"output={tmp_path / 'shards'}", "clip={height: 64, width: 64, frames: 8}",
+        "runtime.clip_timeout_s=3", "runtime.attempts=2")  # fmt: skip
+    summary = json.loads((tmp_path / "shards" / "summary.json").read_text())
+    assert summary["written"] == 3 and summary["rejected"] == {"decoder_crash": 1}
+
+
+def test_every_line_of_a_real_sample_of_internvid_is_accounted_for(assets: Path, tmp_path: Path) -> None:
+    mini = assets / "internvid_mini"
+    run(*command("encode"), "--input", "internvid", f"data.metadata={mini / 'InternVid-mini.jsonl'}", "vae=tiny",
+        "text_encoder=tiny", f"data.videos={mini / 'clips'}", f"output={tmp_path}",
+        "clip={height: 64, width: 64, frames: 8}")  # fmt: skip
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["rows"] == summary["clips"] == 48
+    assert (summary["written"], summary["duplicates"], summary["filtered"]) == (35, 1, 0)  # 30 good, 5 odd but valid
+    assert summary["rejected"] == {
+        "bad_metadata": 1, "bad_timestamps": 1, "missing_file": 2, "too_short": 2, "undecodable": 6,
+    }  # fmt: skip
+    keys = [sample["__key__"] for sample in stock_samples(tmp_path, "latents")]
+    assert len(set(keys)) == len(keys) == 35
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--input", "internvid", "output=OUT"], "data.metadata and data.videos not set"),
+        (["--input", "internvid", "output=OUT", "data.metadata=no.jsonl", "data.videos=."], "no metadata file"),
+        (["--input", "internvid", "output=OUT", "data.metadata=EMPTY", "data.videos=."], "is empty"),
+        (["--input", "folder", "output=OUT", "data.videos=no/folder"], "no folder at 'no/folder'"),
+        (["--input", "folder", "output=OUT", "data.vidoes=x"], "did you mean 'data.videos'"),
+        (["--input", "folder", "--work_dir=x"], "output=VALUE"),
+        (["--input", "webvid"], "invalid choice"),
+        (["--input", "shapes", "output=OUT", "vae=no/such/vae"], "no/such/vae"),
+    ],
+)
+def test_bad_input_is_one_clear_line(settings: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    places = {"OUT": str(tmp_path / "out"), "EMPTY": str(tmp_path / "empty.jsonl")}
+    for name, place in places.items():
+        settings = [text.replace(name, place) for text in settings]
+    tiny = [] if any(text.startswith("vae=") for text in settings) else ["vae=tiny"]
+    done = run(*command("encode"), *settings, *tiny, "text_encoder=tiny", status=2)
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")

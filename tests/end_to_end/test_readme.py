@@ -1,0 +1,85 @@
+"""README's commands run, its paths exist, and the Chinese README has the same commands."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import load_config
+from stages.encode import EncodeConfig
+from stages.evaluate import EvaluateConfig
+from stages.sample import SampleConfig
+from stages.train import TrainConfig, transformer_config
+from tests.end_to_end.conftest import ROOT, Road, deepspeed, run
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "docs" / "zh" / "README.md").read_text(encoding="utf-8")
+CONFIGS = {"encode": EncodeConfig, "train": TrainConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
+STARTS = ("python -m pipelines", "deepspeed ", "make ", "pip ", "conda ")
+
+
+def commands(text: str) -> list[str]:
+    """The commands in code blocks, then those in tables and sentences."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [line for line in (*lines, *inline) if line.startswith(STARTS) and " " in line.strip()]
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    assert len(commands(README)) > 8
+    assert commands(CHINESE) == commands(README)
+
+
+def test_the_file_tree_and_the_configs_that_readme_names_exist() -> None:
+    named = re.findall(r"(?:configs|docs|models|pipelines|stages|shards|tests|benchmarks)/[\w./-]*", README)
+    assert len(named) > 8
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_valid_and_starts_with_its_command(path: Path) -> None:
+    config = load_config(CONFIGS[path.parent.name], path, [])
+    if isinstance(config, TrainConfig):
+        transformer_config(config)
+    first, second = path.read_text().splitlines()[:2]
+    assert first.startswith("# ") and path.parent.name in first and second.startswith("# ")
+
+
+def pipeline_commands() -> list[str]:
+    return [line for line in commands(README) if line.startswith(("python -m pipelines", "deepspeed "))]
+
+
+@pytest.mark.parametrize("line", sorted(set(pipeline_commands())))
+def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None:
+    """As it stands but for its folders, on the tiny models; what takes long stops at --dry-run."""
+    data = road.shards.parent / "data"
+    name = "train" if line.startswith("deepspeed") else shlex.split(line)[2].removeprefix("pipelines.")
+    places = {
+        "data.metadata=…": f"data.metadata={data / 'InternVid-shapes.jsonl'}",
+        "data.videos=…": f"data.videos={data / 'videos'}",
+        "data.videos=my_videos": f"data.videos={data / 'videos'}",
+        "FILE": f"configs/{name}/shapes.yaml",
+        "data.shards=DATASET": f"data.shards={road.shards}",
+        "ckpt=RUN": f"ckpt={road.run}",
+    }
+    words = [places.get(word, word) for word in shlex.split(line)]
+    if name == "train":
+        words = [*deepspeed(2), *words[words.index("pipelines/train.py") + 1 :], "--dry-run"]
+    else:
+        words[0] = sys.executable
+    tiny = ["vae=tiny", "text_encoder=tiny", "clip={height: 64, width: 64, frames: 8}", "--dry-run"]
+    ours = {
+        "encode": tiny,
+        "train": [],
+        "sample": ["text_prompt=a red ball moves left", f"ckpt={road.run}", "steps=1", f"output={tmp_path}"],
+        "evaluate": [f"samples={road.samples}", f"run={road.run}", f"shards={road.shards}", f"output={tmp_path}"],
+    }
+    done = run(*words, *ours[name])
+    expected = {"encode": "48 clips to encode", "train": "passes over them", "sample": "1 videos", "evaluate": "report"}
+    assert expected[name] in done.stdout
+    if name == "sample":
+        assert len(json.loads((tmp_path / "summary.json").read_text())["samples"]) == 1

@@ -1,0 +1,103 @@
+"""The train command: what it leaves, what it never loads, and how it goes on after a kill."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings
+
+STATE = ("model", "ema", "exp_avg", "exp_avg_sq")
+
+LOADED_MODULES = """
+import sys
+from pipelines.train import main
+main(sys.argv[1:])
+print("LOADED", *sorted(sys.modules))
+"""
+
+
+def metrics(run_folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_others_build_on(road: Road) -> None:
+    lines = metrics(road.run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    expected = {"loss", "sample_ids", "clips_per_s", "tokens_per_s", "data_wait_share", "peak_memory_gb", "mfu"}
+    assert expected <= lines[0].keys() and len(lines[0]["sample_ids"]) == 8
+    summary = json.loads((road.run / "summary.json").read_text())
+    assert (summary["steps"], summary["samples_seen"]) == (4, 32)
+    assert summary["final_loss"] == lines[-1]["loss"]
+    assert (road.run / "config.yaml").is_file() and list((road.run / "tensorboard").iterdir())
+
+
+def test_the_average_is_not_the_weights(road: Road) -> None:
+    checkpoint = road.run / "checkpoints" / "step-0000004"
+    weights, average = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema"))
+    assert weights.keys() == average.keys()
+    assert any((weights[name] != average[name]).any() for name in weights)
+
+
+def test_a_resume_is_bit_equal_to_no_stop(road: Road, tmp_path: Path) -> None:
+    stopped = tmp_path / "run"
+    shutil.copytree(road.run, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "step-0000004")  # as a kill after step 3 leaves it
+    (stopped / "checkpoints" / ".step-0000004").mkdir()
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    run(*deepspeed(2), *train_settings(road.shards, stopped))
+    for name in STATE:
+        ours, theirs = (folder / "checkpoints/step-0000004" / f"{name}.safetensors" for folder in (road.run, stopped))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    told = [[(line["step"], line["loss"], line["sample_ids"]) for line in metrics(run)] for run in (road.run, stopped)]
+    assert told[0] == told[1]
+
+
+def test_one_rank_takes_the_same_samples_in_the_same_order(road: Road, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_MODULES, *train_settings(road.shards, tmp_path / "run")],
+        cwd=ROOT, env={**environment(), "MASTER_PORT": str(29100 + os.getpid() % 300)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours, theirs = metrics(road.run), metrics(tmp_path / "run")
+    assert [line["sample_ids"] for line in ours] == [line["sample_ids"] for line in theirs]
+    assert [line["loss"] for line in theirs] == pytest.approx([line["loss"] for line in ours], rel=1e-5)
+
+    loaded = next(line for line in done.stdout.splitlines() if line.startswith("LOADED")).split()
+    assert "stages.train" in loaded and "deepspeed" in loaded
+    encoders = ("transformers.models.t5", "diffusers.models.autoencoders", "decord", "av", "sentencepiece", "ray")
+    assert not [name for name in loaded if name.startswith(encoders) and name.partition(".")[0] != "available"]
+    assert not {"models.vae", "models.text", "stages.decode"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.shards=no/shards"], "no/shards does not exist"),
+        (["train.batch_size=7"], "expected a multiple of 2"),
+        (["train.stpes=7"], "did you mean 'train.steps'"),
+        (["model.num_heads=3"], "belongs to another run"),
+        (["train.init_from=no/run", "output=OTHER"], "no/run does not exist"),
+        (["deepspeed.bf16.enabled=true", "output=OTHER"], "deepspeed.bf16"),
+    ],
+)
+def test_bad_input_is_one_clear_line(settings: list[str], message: str, road: Road, tmp_path: Path) -> None:
+    settings = [text.replace("OTHER", str(tmp_path)) for text in settings]
+    done = run(*deepspeed(2), *train_settings(road.shards, road.run), *settings, status=2)
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and message in told[0] and "Traceback" not in done.stderr
+
+
+def test_a_run_starts_from_the_weights_of_another(road: Road, tmp_path: Path) -> None:
+    settings = train_settings(road.shards, tmp_path / "run")
+    done = run(*deepspeed(2), *settings, f"train.init_from={road.run}", "optimizer.lr=0.0", "train.steps=1")
+    assert "100.0% of the model" in done.stdout
+    started = load_file(tmp_path / "run/checkpoints/step-0000001/model.safetensors")
+    source = load_file(road.run / "checkpoints/step-0000004/ema.safetensors")
+    assert all((started[name] == source[name]).all() for name in source)

@@ -1,0 +1,87 @@
+"""Charts as numbers: axes that enclose the data, a smoothed line without lag, long series thinned but not cut."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from stages.chart import Chart, line_chart, log_ticks, number, ticks
+
+
+def points(path: str) -> np.ndarray:
+    """The coordinates of SVG path data, [n, 2]."""
+    return np.array([[float(value) for value in pair.split(",")] for pair in re.split("[ML]", path)[1:]])
+
+
+def placed(chart: Chart, axis: str, label: str) -> float:
+    return next(tick.at for tick in getattr(chart, f"{axis}_ticks") if tick.label == label)
+
+
+@pytest.mark.parametrize(
+    "low, high", [(0, 1), (0.13, 0.19), (-3, 7), (0, 2400), (1e-7, 3e-7), (5, 5), (0, 0), (-2, -2)]
+)
+def test_ticks_enclose_the_data_at_equal_round_distances(low: float, high: float):
+    values = ticks(low, high)
+    assert values[0] <= low and high <= values[-1] and 2 <= len(values) <= 6
+    steps = np.diff(values)
+    assert steps == pytest.approx(steps[0])
+    assert round(steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9), 6) in (1, 2, 5)
+
+
+@pytest.mark.parametrize("low, high", [(0.1, 1.5), (0.15, 0.9), (1e-5, 3), (1, 10), (2, 11)])
+def test_log_ticks_enclose_the_data(low: float, high: float):
+    values = log_ticks(low, high)
+    assert values[0] <= low and high <= values[-1] and 2 <= len(values) <= 7
+    assert all(later > earlier for earlier, later in zip(values, values[1:], strict=False))
+
+
+def test_points_lie_where_the_axes_say():
+    chart = line_chart([0.5, 1, 2], [1, 3, 2])
+    assert not chart.logarithmic
+    at = points(chart.raw)
+    assert at[1] == pytest.approx([50, placed(chart, "y", "3")])
+    assert at[2] == pytest.approx([placed(chart, "x", "2"), placed(chart, "y", "2")])
+    assert placed(chart, "y", "3") < placed(chart, "y", "1"), "upwards is more"
+
+
+def test_a_loss_that_falls_far_gets_a_logarithmic_axis():
+    chart = line_chart([1, 2, 3], [10, 1, 0.1])
+    assert chart.logarithmic
+    assert points(chart.raw)[:, 1] == pytest.approx([0, 50, 100])
+
+
+def test_zero_is_shown_when_asked():
+    chart = line_chart([1, 2], [40, 42], from_zero=True)
+    assert placed(chart, "y", "0") == 100
+
+
+def test_smoothing_follows_a_line_without_lag_and_takes_noise_away():
+    steps = np.arange(1, 1001)
+    noise = np.random.default_rng(0).normal(0, 1, 1000)
+    chart = line_chart(steps, 100 + steps / 10 + noise, from_zero=True)
+    smooth, raw = points(chart.smooth), points(chart.raw)
+    middle = smooth[(smooth[:, 0] > 10) & (smooth[:, 0] < 90)]
+    top = 100 - placed(chart, "y", "200")
+    expected = 100 - top * (100 + middle[:, 0]) / 200
+    assert np.abs(middle[:, 1] - expected).max() < 0.25
+    assert np.abs(np.diff(middle[:, 1])).mean() < np.abs(np.diff(raw[:, 1])).mean() / 4
+
+
+def test_a_long_series_keeps_its_extremes():
+    values = np.ones(100_000)
+    values[77_777], values[12_345] = 1.9, 0.5
+    chart = line_chart(np.arange(1, 100_001), values)
+    at = points(chart.raw)
+    assert len(at) <= 800
+    assert at[at[:, 1].argmin()] == pytest.approx([77.778, 100 * (2 - 1.9) / 1.6], abs=2)
+    assert at[at[:, 1].argmax(), 0] == pytest.approx(12.346, abs=0.01)
+
+
+def test_one_point_is_a_dot_that_can_be_seen():
+    chart = line_chart([20], [0.5])
+    assert len(points(chart.smooth)) == 2 and chart.last == "0.5"
+
+
+def test_numbers_are_written_for_people():
+    assert [number(value) for value in (2400, 0.05, 1_000_000, 0)] == ["2,400", "0.05", "1,000,000", "0"]
