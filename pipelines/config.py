@@ -62,7 +62,7 @@ def _parse_override(text: str, mistakes: list[str]) -> dict[str, Any]:
         hint = f"write {familiar}=VALUE" if familiar else "settings are written key.path=value"
         mistakes.append(f"found {text!r}: {hint}")
         return {}
-    nested: Any = _Typed(value, _scalar(value))
+    nested: Any = _scalar(value) if value.startswith("{") else _Typed(value, _scalar(value))
     for part in reversed(key.lstrip("-").split(".")):
         nested = {part: nested}
     return nested

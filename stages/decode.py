@@ -25,7 +25,12 @@ __all__ = ["POLICY", "VideoInfo", "decode_clip", "decode_image", "decode_source"
 
 Decoder = Literal["pyav", "decord"]
 
-POLICY = {"frames": "by timestamp", "resize": "cover, bicubic, antialiased", "crop": "centre"}
+POLICY = {
+    "decoder": "pyav",
+    "frames": "by timestamp",
+    "resize": "cover, bicubic, antialiased, swscale",
+    "crop": "centre",
+}
 """What decoding does beside size and rate: belongs in the fingerprint of what is made of the frames."""
 
 REPEATS_SHARE = 0.25

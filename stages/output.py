@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from shards import storage
 from stages.errors import ConfigError
 
 
@@ -26,11 +25,8 @@ def output_folder(path: str) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    with storage.write_whole(path) as file:
+        file.write(text.encode())
 
 
 def save_settings(folder: Path, config: Any) -> None:

@@ -157,12 +157,9 @@ def _pick(frames: Iterator[_Frame], wanted_s: Sequence[float], late_s: float) ->
 @contextmanager
 def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its video stream, closed whatever happens. FFmpeg's errors become DecodeErrors."""
-    # An absolute path, because FFmpeg takes what precedes a colon for the name of a protocol. And no protocol
-    # but that of files: what claims to be a video may be a playlist of addresses.
-    url = os.path.abspath(path)
-    options = {"protocol_whitelist": "file"}
+    url = os.path.abspath(path)  # FFmpeg takes what precedes a colon for a protocol, unless there is a slash
     try:
-        with av.open(url, metadata_errors="replace", container_options=options) as container:
+        with av.open(url, metadata_errors="replace") as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams or streams[0].codec_context is None:
                 kinds = ", ".join(stream.type for stream in container.streams) or "nothing"

@@ -3,7 +3,7 @@
 import base64
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -64,8 +64,14 @@ class Clip:
             return ""
         if self.observed == Observed(None, None, None):
             return "nothing clear"
-        pairs = [(name, getattr(self.observed, name)) for name in ("colour", "shape", "direction")]
-        return ", ".join(found or f"no clear {name}" for name, found in pairs if found != getattr(self.expected, name))
+        names = [name for name in asdict(self.expected) if self._differs(name)]
+        shown = [getattr(self.observed, name) for name in names]
+        unclear = [name for name, value in zip(names, shown, strict=True) if value is None]
+        words = [value for value in shown if value is not None]
+        return ", ".join([*words, f"unclear {' and '.join(unclear)}"] if unclear else words)
+
+    def _differs(self, name: str) -> bool:
+        return getattr(self.observed, name) != getattr(self.expected, name)
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,8 @@ def dataset_numbers(manifest: Manifest) -> DatasetNumbers:
     size = readable_bytes(sum(shard.tar_bytes for shard in shards))
     names = {"rows": "rows of metadata"} | {key: key for key in ("clips", "written", "filtered", "duplicates")}
     rows = [(name, f"{totals[key]:,}") for key, name in names.items() if key in totals]
-    for reason, count in sorted(totals.get("rejected", {}).items()):
+    rejected = (totals["rejected"] or {"any_reason": 0}) if "rejected" in totals else {}
+    for reason, count in sorted(rejected.items()):
         rows.append((f"rejected: {reason.replace('_', ' ')}", f"{count:,}"))
     for bucket, entry in manifest.buckets.items():
         rows.append((f"bucket {bucket.replace('x', ' × ')}", f"{entry.samples:,} samples"))

@@ -76,22 +76,40 @@ def test_one_rank_takes_the_same_samples_in_the_same_order(road: Road, tmp_path:
     assert not {"models.vae", "models.text", "stages.decode"} & set(loaded)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["data.shards=no/shards"], "no/shards does not exist"),
-        (["train.batch_size=7"], "expected a multiple of 2"),
-        (["train.stpes=7"], "did you mean 'train.steps'"),
-        (["model.num_heads=3"], "belongs to another run"),
-        (["train.init_from=no/run", "output=OTHER"], "no/run does not exist"),
-        (["deepspeed.bf16.enabled=true", "output=OTHER"], "deepspeed.bf16"),
-    ],
-)
-def test_bad_input_is_one_clear_line(settings: list[str], message: str, road: Road, tmp_path: Path) -> None:
-    settings = [text.replace("OTHER", str(tmp_path)) for text in settings]
-    done = run(*deepspeed(2), *train_settings(road.shards, road.run), *settings, status=2)
+MISTAKES = [
+    (["data.shards=no/shards"], "no/shards does not exist"),
+    (["train.batch_size=7", "train.gradient_accumulation=2"], "expected a multiple of 2"),
+    (["train.stpes=7"], "did you mean 'train.steps'"),
+    (["model.num_headz=3"], "did you mean num_heads"),
+    (["model.num_heads=3"], "belongs to another run"),
+    (["seed=1"], "belongs to another run (seed was 0, is 1)"),
+    (["train.init_from=no/run", "output=OTHER"], "no/run does not exist"),
+    (["deepspeed.bf16.enabled=true", "output=OTHER"], "deepspeed.bf16"),
+]
+
+ALL_MISTAKES = """
+import json, sys
+from pipelines.command import run
+from pipelines.train import main
+for settings in json.loads(sys.argv[1]):
+    print("STATUS", run(main, settings))
+"""
+
+
+def test_bad_input_is_one_clear_line(road: Road, tmp_path: Path) -> None:
+    given = train_settings(road.shards, road.run)
+    cases = [[*given, *(text.replace("OTHER", str(tmp_path)) for text in settings)] for settings, _ in MISTAKES]
+    done = run(sys.executable, "-c", ALL_MISTAKES, json.dumps(cases))
+    assert done.stdout.count("STATUS 2") == len(MISTAKES)
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and message in told[0] and "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and len(told) == len(MISTAKES)
+    for line, (_, message) in zip(told, MISTAKES, strict=True):
+        assert message in line
+
+
+def test_the_launcher_passes_the_users_mistake_on(road: Road) -> None:
+    done = run(*deepspeed(2), *train_settings(road.shards, road.run), "train.batch_size=7", status=2)
+    assert done.stderr.count("error: ") == 1
 
 
 def test_a_run_starts_from_the_weights_of_another(road: Road, tmp_path: Path) -> None:

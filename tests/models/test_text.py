@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
@@ -88,7 +89,8 @@ def test_only_the_fixed_shapes_run(tiny: TextEncoder, monkeypatch: pytest.Monkey
         return real(model, input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(T5EncoderModel, "forward", spying)
-    lengths = [len(embedding) for embedding in tiny.encode(CAPTIONS * 3)]
+    lengths = [len(embedding) for embedding in tiny.encode([*CAPTIONS * 3, "a " * 15, "a " * 31])]
+    assert lengths[-2:] == [16, 32]  # they fill two of LENGTHS to the last token
     assert set(shapes) <= {(4, length) for length in LENGTHS}
     fitting = [min(length for length in LENGTHS if length >= tokens) for tokens in lengths]
     assert len(set(fitting)) >= 3
@@ -151,8 +153,8 @@ def test_damaged_or_foreign_folders_are_refused(other_model: Path, tmp_path: Pat
         TextEncoder.load(str(broken))
 
 
-def test_the_real_t5_tokenizer_gives_t5s_own_ids(assets: Path, tmp_path: Path):
-    """Ids of "translate English to German: The house is wonderful." as Google's T5 has them."""
+def test_the_real_t5_tokenizer_gives_sentencepieces_own_ids(assets: Path, tmp_path: Path):
+    """With the ids that T5's authors publish for one sentence, and sentencepiece itself for the others."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     shutil.copy(assets / "tokenizers" / "t5_spiece.model", folder / "spiece.model")
@@ -160,8 +162,11 @@ def test_the_real_t5_tokenizer_gives_t5s_own_ids(assets: Path, tmp_path: Path):
     torch.manual_seed(0)
     config = T5Config(vocab_size=32128, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     T5EncoderModel(config).save_pretrained(tmp_path / "text_encoder")
-    encoder = TextEncoder.load(str(tmp_path))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    wanted = [13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1]
-    assert tokenizer("translate English to German: The house is wonderful.")["input_ids"] == wanted
-    assert [len(e) for e in encoder.encode(["", "a dog runs."])] == [1, 5]
+    published = [13959, 1566, 12, 2968, 10, 37, 629, 19, 1627, 5, 1]
+    assert tokenizer("translate English to German: The house is wonderful.")["input_ids"] == published
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    wanted = [[*reference.encode(clean_caption(caption)), 1] for caption in CAPTIONS]
+    assert [tokenizer(clean_caption(caption))["input_ids"] for caption in CAPTIONS] == wanted
+    embeddings = TextEncoder.load(str(tmp_path)).encode(CAPTIONS)
+    assert [embedding.shape for embedding in embeddings] == [(min(len(ids), 120), 8) for ids in wanted]

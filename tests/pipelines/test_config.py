@@ -58,6 +58,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     ("override", "read", "value"),
     [
         ("clip.frames=[8, 16]", lambda s: s.clip.frames, [8, 16]),
+        ("clip={height: 3, fps: 2}", lambda s: (s.clip.height, s.clip.frames), (3, 56)),
         ("clip.frames=8", lambda s: s.clip.frames, 8),
         ("clip.fps=1e-4", lambda s: s.clip.fps, 1e-4),  # text to YAML 1.1
         ("betas=[0.5, 1]", lambda s: s.betas, (0.5, 1.0)),

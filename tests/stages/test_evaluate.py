@@ -14,8 +14,9 @@ from pipelines.evaluate import main
 from shards.errors import DatasetError
 from stages.errors import ConfigError
 from stages.evaluate import EvaluateConfig, evaluate, result_lines
-from stages.shapes.check import Share
-from stages.shapes.render import caption, combinations, held_out, seen
+from stages.report import Clip
+from stages.shapes.check import Observed, Share
+from stages.shapes.render import Combination, caption, combinations, held_out, seen
 from stages.video import write_mp4
 from tests.stages.finished_run import finished_run, metrics_line, write_samples
 
@@ -229,6 +230,16 @@ def test_a_kind_that_was_not_sampled_has_no_share(tmp_path: Path):
     assert result_lines(summary)[0] == "seen combinations: colour and direction right unknown: no samples"
     page = Reader(Path(summary["report"]))
     assert "of held-out combinations" in page.text and "seen combinations" not in page.text
+
+
+def test_a_finding_names_what_differs():
+    def finding(*observed: str | None) -> str:
+        return Clip(Path(), "", 0, 64, 64, Combination("red", "ball", "left"), Observed(*observed)).finding
+
+    assert finding("red", "ball", "left") == ""
+    assert finding("blue", "ball", "up") == "blue, up"
+    assert finding("blue", None, None) == "blue, unclear shape and direction"
+    assert finding(None, None, None) == "nothing clear"
 
 
 def test_a_dry_run_writes_nothing(some: EvaluateConfig, capsys: pytest.CaptureFixture[str]):

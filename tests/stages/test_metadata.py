@@ -114,7 +114,8 @@ def test_a_file_that_is_not_there_has_no_path(read: Read) -> None:
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "videos/real").mkdir(parents=True)
     (tmp_path / "videos/real" / f"{CLIP}.mp4").touch()
-    os.symlink(tmp_path / "videos", tmp_path / "videos/real/loop")
+    for name in ("loop", "another"):  # without an end, each level has twice the folders of the one above
+        os.symlink(tmp_path / "videos", tmp_path / "videos/real" / name)
     os.symlink(tmp_path / "videos/real", tmp_path / "linked")
     (tmp_path / "m.jsonl").write_text(json.dumps(GOOD))
     for folder in ("videos", "linked"):

@@ -83,9 +83,11 @@ def test_empty_still_and_aslant_clips_show_no_direction():
     frames = clip(Combination("red", "ball", "left"), 0)
     assert check_video(np.full_like(frames, 30)) == Observed(None, None, None)
     assert check_video(np.repeat(frames[:1], 8, axis=0)) == Observed("red", "ball", None)
-    covers = [shape_coverage("ball", (12 + 5 * t, 14 + 5 * t), 8, 64)[..., None] for t in range(8)]
-    aslant = np.stack([(cover * COLOURS["red"]).astype(np.uint8) for cover in covers])
-    assert check_video(aslant) == Observed("red", "ball", None)
+    for step_px in ((5, 5), (0.4, 0)):
+        places = [(12 + step_px[0] * t, 14 + step_px[1] * t) for t in range(8)]
+        covers = [shape_coverage("ball", place, 8, 64)[..., None] for place in places]
+        moving = np.stack([(cover * COLOURS["red"]).astype(np.uint8) for cover in covers])
+        assert check_video(moving) == Observed("red", "ball", None)
 
 
 def test_a_shape_of_many_colours_has_none():
