@@ -6,23 +6,19 @@ Everything decodes with one thread, and processor time is measured, so that othe
 count. The yardstick is a pass that decodes every packet and keeps nothing.
 """
 
-import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 
+from benchmarks.table import Row, report
 from stages.decode import decode_clip
 from stages.pyav_reader import opened
 
-OUTPUT = Path("outputs/benchmarks/decoders.json")
 FRAMES, FPS = 56, 8
 ROUNDS = 3
 
@@ -45,25 +41,12 @@ def main() -> None:
         _row("56 frames, decord", decord, "a pass over all packets", bare / decord, None),
         _row("one call a frame", reopened, "56 frames, PyAV", reopened / ours, 3.0),
     ]
-    for row in rows:
-        reach = "" if row["reach"] is None else f"  reach {row['reach']}: {'yes' if row['holds'] else 'NO'}"
-        print(f"{row['name']:22} {row['value']:9.1f} ms   {row['ratio']:5.2f} of {row['against']}{reach}")
-    machine = {"machine": platform.machine(), "python": platform.python_version()}
-    versions = {name: version(name) for name in ("av", "decord2", "numpy")}
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps({"rows": rows, "machine": machine, "versions": versions}, indent=2) + "\n")
+    report("decoders", rows, ("av", "decord2", "numpy"))
 
 
-def _row(name: str, seconds: float, against: str, ratio: float, reach: float | None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "value": round(seconds * 1000, 1),
-        "unit": "ms",
-        "against": against,
-        "ratio": round(ratio, 3),
-        "reach": reach,
-        "holds": None if reach is None else ratio >= reach,
-    }
+def _row(name: str, seconds: float, against: str, ratio: float, reach: float | None) -> Row:
+    holds = None if reach is None else ratio >= reach
+    return Row(name, seconds * 1000, "ms", against, ratio, None if reach is None else f">= {reach}", holds)
 
 
 def _fastest(way: Callable[[], object]) -> float:

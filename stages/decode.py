@@ -21,17 +21,16 @@ from stages.fit import cover, crop_centre
 from stages.plan import PlannedClip
 from stages.pyav_reader import Deadline, Shown, VideoInfo, probe, read_shown
 
-__all__ = ["POLICY", "VideoInfo", "decode_clip", "decode_image", "decode_source", "hard_deadline", "probe"]
+__all__ = ["POLICY", "Decoder", "VideoInfo", "decode_clip", "decode_image", "decode_source", "hard_deadline", "probe"]
 
 Decoder = Literal["pyav", "decord"]
 
 POLICY = {
-    "decoder": "pyav",
     "frames": "by timestamp",
     "resize": "cover, bicubic, antialiased, swscale",
     "crop": "centre",
 }
-"""What decoding does beside size and rate: belongs in the fingerprint of what is made of the frames."""
+"""What decoding does beside size, rate and decoder: part of the fingerprint of what is made of the frames."""
 
 REPEATS_SHARE = 0.25
 RATE_SLACK = 0.98
@@ -52,7 +51,7 @@ _PILLOW_ERRORS = (  # what its parsers raise on damaged files
 
 
 def decode_source(
-    clip: PlannedClip, frames: int, height: int, width: int, *, timeout_s: float, decoder: Decoder = "pyav"
+    clip: PlannedClip, frames: int, height: int, width: int, *, timeout_s: float, decoder: Decoder
 ) -> np.ndarray:
     """The frames of a planned clip, a video or a picture: see ``decode_clip`` and ``decode_image``."""
     if clip.kind == "image":

@@ -24,7 +24,7 @@ from shards.schema import KEY, LATENTS, SCHEMA_VERSION, STATUS, WRITTEN, Bucket,
 from shards.writer import commit_path, committed_numbers, read_commit
 from stages import execute
 from stages.columns import LatentWorker, Target, TextConfig, TextWorker, VaeConfig
-from stages.decode import POLICY
+from stages.decode import POLICY, Decoder
 from stages.errors import ConfigError, WorkError
 from stages.execute import RuntimeConfig
 from stages.metadata import Row, read_folder, read_internvid
@@ -60,6 +60,7 @@ class InputConfig:
 class EncodeConfig:
     """Everything a dataset is made from.
 
+    decoder: PyAV times every container right and sees damage; decord does neither for all, see `stages.decode`.
     shard_clips: clips planned for a shard, the unit of work. max_failed_share: of the clips that were to be
     encoded (a missing file is no failure), above which the job stops. shapes: what ``input: shapes`` renders.
     """
@@ -70,6 +71,7 @@ class EncodeConfig:
     vae: VaeConfig = field(default_factory=VaeConfig)
     text_encoder: TextConfig = field(default_factory=TextConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
+    decoder: Decoder = "pyav"
     shard_clips: int = 256
     max_failed_share: float = 0.5
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
@@ -144,7 +146,7 @@ def latents_fingerprint(config: EncodeConfig, vae: dict[str, Any], bucket: Bucke
         "compute": config.vae.precision,
         "stored": "float16 mean and std" if config.vae.store_std else "float16 mean",
         "clip": asdict(bucket),
-        "sampling": {"fps": config.clip.fps, **POLICY},
+        "sampling": {"fps": config.clip.fps, "decoder": config.decoder, **POLICY},
     }
 
 
@@ -235,7 +237,7 @@ def _make_column(config: EncodeConfig, target: Target, plans: Sequence[ShardPlan
     statuses: Counter[str] = Counter()
     clips = sum(len(shard.clips) for shard in left)
     with tqdm(total=clips, desc=target.column, unit="clip", disable=None) as bar:
-        for report in execute.run_shards(make_worker, left, config.runtime):
+        for report in execute.run_shards(make_worker, left, config.runtime, config.decoder):
             statuses.update(report.statuses)
             bar.update(sum(report.statuses.values()))
             bar.set_postfix_str(f"{statuses.total() - statuses[WRITTEN]} rejected")

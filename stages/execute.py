@@ -15,7 +15,8 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
-from stages.decode import decode_source, hard_deadline
+from shards.schema import Bucket
+from stages.decode import Decoder, decode_source, hard_deadline
 from stages.errors import DecodeError, WorkError
 from stages.plan import PlannedClip, ShardPlan
 
@@ -63,7 +64,7 @@ def stop() -> None:
 
 
 def run_shards(
-    make_worker: Callable[[], Worker], plans: Sequence[ShardPlan], runtime: RuntimeConfig
+    make_worker: Callable[[], Worker], plans: Sequence[ShardPlan], runtime: RuntimeConfig, decoder: Decoder
 ) -> Iterator["ShardReport"]:
     """Make every shard, on as many actors as there are places for; reports come as shards are finished.
 
@@ -80,7 +81,7 @@ def run_shards(
         running[actor.make.remote(plan)] = (actor, plan, attempt)
 
     for _ in range(places):
-        begin(actor_type.remote(make_worker, runtime))
+        begin(actor_type.remote(make_worker, runtime, decoder))
     while running:
         (done,), _ = ray.wait(list(running))
         actor, plan, attempt = running.pop(done)
@@ -94,58 +95,64 @@ def run_shards(
                     f"shard {plan.number} of {plan.bucket.name} ended its worker {attempt} times: {error}"
                 ) from None
             waiting.appendleft((plan, attempt + 1))
-            actor = actor_type.remote(make_worker, runtime)
+            actor = actor_type.remote(make_worker, runtime, decoder)
         if waiting:
             begin(actor)
 
 
 class _ShardActor:
-    def __init__(self, make_worker: Callable[[], Worker], runtime: RuntimeConfig):
+    def __init__(self, make_worker: Callable[[], Worker], runtime: RuntimeConfig, decoder: Decoder):
         self._make_worker = make_worker
         self._worker: Worker | None = None
         self._runtime = runtime
+        self._decoder = decoder
 
     def make(self, plan: ShardPlan) -> "ShardReport":
         if self._worker is None:  # here, not above: what a method raises reaches the driver as it is
             self._worker = self._make_worker()
-        return self._worker.make_shard(plan, lambda clips: _decode_ahead(clips, plan, self._runtime))
+        task = _DecodeTask(plan.bucket, self._runtime, self._decoder)
+        return self._worker.make_shard(plan, task.decode_ahead)
+
+
+@dataclass(frozen=True)
+class _DecodeTask:
+    """How the clips of a shard are decoded."""
+
+    bucket: Bucket
+    runtime: RuntimeConfig
+    decoder: Decoder
+
+    def decode_ahead(self, clips: Sequence[PlannedClip]) -> Iterator["np.ndarray | DecodeError"]:
+        """Each clip's frames, or why it has none, in order."""
+        clip_bytes = 3 * self.bucket.frames * self.bucket.height * self.bucket.width
+        ahead = max(1, self.runtime.decode_window_mb * 1_000_000 // clip_bytes)
+        pending: deque[Any] = deque()
+        submitted = iter(clips)
+        for clip in clips:
+            while len(pending) < ahead and (following := next(submitted, None)):
+                pending.append(_decode.remote(following, self))
+            yield self._result(pending.popleft(), clip)
+
+    def _result(self, reference: Any, clip: PlannedClip) -> "np.ndarray | DecodeError":
+        for attempt in range(self.runtime.attempts):
+            if attempt:
+                reference = _decode.remote(clip, self)
+            try:
+                outcome = ray.get(reference)
+            except WorkerCrashedError:
+                outcome = DecodeError("decoder_crash", f"the decoder ended its process on {clip.source}")
+            if not (isinstance(outcome, DecodeError) and outcome.reason in TRANSIENT):
+                break
+        return outcome
 
 
 @ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
-def _decode(clip: PlannedClip, plan_shape: tuple[int, int, int], timeout_s: float) -> "np.ndarray | DecodeError":
+def _decode(clip: PlannedClip, task: _DecodeTask) -> "np.ndarray | DecodeError":
+    bucket, timeout_s = task.bucket, task.runtime.clip_timeout_s
     try:
         with hard_deadline(HANGING * timeout_s):
-            return decode_source(clip, *plan_shape, timeout_s=timeout_s)
+            return decode_source(
+                clip, bucket.frames, bucket.height, bucket.width, timeout_s=timeout_s, decoder=task.decoder
+            )
     except DecodeError as error:
         return error
-
-
-def _decode_ahead(
-    clips: Sequence[PlannedClip], plan: ShardPlan, runtime: RuntimeConfig
-) -> Iterator["np.ndarray | DecodeError"]:
-    """Each clip's frames, or why it has none, in order."""
-    bucket = plan.bucket
-    shape = (bucket.frames, bucket.height, bucket.width)
-    clip_bytes = 3 * bucket.frames * bucket.height * bucket.width
-    ahead = max(1, runtime.decode_window_mb * 1_000_000 // clip_bytes)
-    pending: deque[Any] = deque()
-    submitted = iter(clips)
-    for clip in clips:
-        while len(pending) < ahead and (following := next(submitted, None)):
-            pending.append(_decode.remote(following, shape, runtime.clip_timeout_s))
-        yield _result(pending.popleft(), clip, shape, runtime)
-
-
-def _result(
-    reference: Any, clip: PlannedClip, shape: tuple[int, int, int], runtime: RuntimeConfig
-) -> "np.ndarray | DecodeError":
-    for attempt in range(runtime.attempts):
-        if attempt:
-            reference = _decode.remote(clip, shape, runtime.clip_timeout_s)
-        try:
-            outcome = ray.get(reference)
-        except WorkerCrashedError:
-            outcome = DecodeError("decoder_crash", f"the decoder ended its process on {clip.source}")
-        if not (isinstance(outcome, DecodeError) and outcome.reason in TRANSIENT):
-            break
-    return outcome

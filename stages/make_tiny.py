@@ -225,8 +225,8 @@ def make_tokenizer(folder: Path) -> None:
 def make_text_encoder(folder: Path, pieces: int) -> None:
     """Save a seeded, untrained T5 encoder.
 
-    Its attention is weak, so that each token keeps most of its own random direction and a linear map can read the
-    words from the mean of the output. The final norm gives the output unit scale, as trained T5's has in training.
+    T5's own initialisation has large embeddings and weak attention, so each token keeps most of its own random
+    direction, and a linear map can read the words from the mean of the output. The final norm gives unit scale.
     """
     torch.manual_seed(SEED)
     config = T5Config(

@@ -16,7 +16,7 @@ import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from stages.errors import DecodeError
@@ -31,9 +31,11 @@ SEEK_FROM_S = 1.0
 
 MAX_FRAME_PX = "67108864"  # 8192 x 8192: more is a damaged header that would take all memory
 
-SCALER = (  # else swscale halves the chroma of even widths and darkens frames that keep their size
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-)
+# swscale's flags; PyAV 17, the last for Python 3.10, has no names for all of them. Without the last three
+# pictures of an even width lose half of their colour resolution, and pictures that keep their size get darker.
+BICUBIC, FULL_CHROMA, ACCURATE_ROUNDING, BITEXACT = 0x4, 0x2000, 0x40000, 0x80000
+SCALER = BICUBIC | FULL_CHROMA | ACCURATE_ROUNDING | BITEXACT
+
 UNSPECIFIED = 2
 MATRICES = frozenset({0, 1, UNSPECIFIED, 4, 5, 6, 7, 9})
 """Matrix coefficients of ITU-T H.273 that swscale converts; it takes BT.601 for an unspecified one."""
@@ -105,9 +107,9 @@ def read_shown(path: str, wanted_s: Sequence[float], height: int, width: int, de
         try:
             return _read_shown(path, wanted_s, height, width, deadline, seek=True)
         except DecodeError as error:
-            if error.reason != "undecodable":
+            if error.reason not in ("undecodable", "io_error"):
                 raise
-            # No index, or a key frame that is none: what is damaged after a seek may be whole without.
+            # It cannot be searched, or its key frames are none: it may be whole when read from the start.
     return _read_shown(path, wanted_s, height, width, deadline, seek=False)
 
 

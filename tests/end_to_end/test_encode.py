@@ -16,6 +16,7 @@ import pytest
 import torch
 import webdataset
 from diffusers import AutoencoderKL
+from PIL import Image
 from transformers import AutoTokenizer, T5EncoderModel
 
 from models.source import TINY_FOLDER
@@ -99,7 +100,11 @@ def test_the_same_command_again_changes_nothing(shards: Path) -> None:
 
 def test_another_way_of_encoding_is_refused_by_name(shards: Path) -> None:
     before = hashes(shards)
-    for setting, named in (("vae.batch_frames=4", "batch_frames is 8, expected 4"), ("clip.fps=4", "clip.fps was 8")):
+    for setting, named in (
+        ("vae.batch_frames=4", "batch_frames is 8, expected 4"),
+        ("decoder=decord", "sampling.decoder is 'pyav', expected 'decord'"),
+        ("clip.fps=4", "clip.fps was 8"),
+    ):
         done = run(*command("encode"), "--input", "shapes", f"output={shards}", *SMALL, setting, status=2)
         assert named in done.stderr and done.stderr.count("\n") == 1
     assert hashes(shards) == before
@@ -138,6 +143,26 @@ def test_a_decoder_that_hangs_costs_one_clip(tmp_path: Path, shards: Path) -> No
         "runtime.clip_timeout_s=3", "runtime.attempts=2")  # fmt: skip
     summary = json.loads((tmp_path / "shards" / "summary.json").read_text())
     assert summary["written"] == 3 and summary["rejected"] == {"decoder_crash": 1}
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_a_folder_of_videos_and_pictures_becomes_clips_of_many_frames_and_of_one(
+    decoder: str, tmp_path: Path, shards: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number, path in enumerate(sorted((shards.parent / "data" / "videos").iterdir())[:2]):
+        (folder / f"clip {number}.mp4").symlink_to(path)
+        (folder / f"clip {number}.txt").write_text(f"caption {number}")
+    Image.new("RGB", (96, 64), "red").save(folder / "picture.png")
+    run(*command("encode"), "--input", "folder", f"data.videos={folder}", "vae=tiny", "text_encoder=tiny",
+        f"decoder={decoder}", f"output={tmp_path / 'shards'}", "clip={height: 64, width: 64, frames: [4, 8]}",
+        )  # fmt: skip
+    dataset = Dataset.open(tmp_path / "shards", text="text.t5")
+    assert [bucket.name for bucket in dataset.buckets] == ["64x64x1", "64x64x8"]
+    assert sorted(dataset.index("64x64x8")["caption"].to_pylist()) == ["caption 0", "caption 1"]
+    assert dataset.read("64x64x1", 0, "latents")["mean.npy"].shape == (1, 4, 8, 8)
+    assert len(dataset.read("64x64x1", 0, "text.t5")["text.npy"]) == 1  # no caption: the null text
 
 
 def test_every_line_of_a_real_sample_of_internvid_is_accounted_for(assets: Path, tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""What every benchmark prints and writes: rows of measured values, each with its reach where it has one."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+FOLDER = Path("outputs/benchmarks")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured value. ``ratio`` is over ``against``; ``holds`` says whether the reach is met."""
+
+    name: str
+    value: float
+    unit: str
+    against: str | None = None
+    ratio: float | None = None
+    reach: str | None = None
+    holds: bool | None = None
+
+
+def report(name: str, rows: Sequence[Row], packages: Sequence[str]) -> None:
+    """Print the table and write ``outputs/benchmarks/NAME.json``."""
+    for row in rows:
+        ratio = "" if row.ratio is None else f"  {row.ratio:.3g} of {row.against}"
+        reach = "" if row.holds is None else f"  reach {row.reach}: {'yes' if row.holds else 'NO'}"
+        print(f"{row.name:56} {row.value:10.4g} {row.unit:9}{ratio}{reach}")
+    content = {
+        "rows": [asdict(row) for row in rows],
+        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "versions": {package: version(package) for package in packages},
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
