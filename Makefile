@@ -7,6 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One rank a GPU, or two CPU ranks on a machine without.
 RANKS ?= $(or $(filter-out 0,$(shell nvidia-smi -L 2>/dev/null | wc -l)),2)
+# The tensors of the demo are small: more threads than one a process only wait for each other.
+demo: export OMP_NUM_THREADS = 1
 
 .PHONY: setup check test demo tiny
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -192,9 +193,8 @@ class Transformer(nn.Module):
 
     def _unpatchify(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, T, N, p*p*C'] -> [B, C', T, h, w]"""
-        patch = self.config.patch_size
-        x = x.unflatten(-1, (patch, patch, -1)).unflatten(2, grid)  # [B, T, h/p, w/p, p, p, C']
-        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        (rows, columns), patch = grid, self.config.patch_size
+        return rearrange(x, "b t (y x) (p q c) -> b c t (y p) (x q)", y=rows, x=columns, p=patch, q=patch)
 
 
 def _initialise(model: Transformer) -> None:

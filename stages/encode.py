@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from models.text import text_encoder_identity
 from models.vae import vae_identity
@@ -28,7 +27,7 @@ from stages.decode import POLICY, Decoder
 from stages.errors import ConfigError, WorkError
 from stages.execute import RuntimeConfig
 from stages.metadata import Row, read_folder, read_internvid
-from stages.output import output_folder, save_settings, save_summary
+from stages.output import output_folder, progress_bar, save_settings, save_summary
 from stages.plan import (
     ClipConfig,
     Outcomes,
@@ -236,7 +235,7 @@ def _make_column(config: EncodeConfig, target: Target, plans: Sequence[ShardPlan
     left = [shard for shard in plans if not commit_path(target.folder(shard.bucket), shard.number).exists()]
     statuses: Counter[str] = Counter()
     clips = sum(len(shard.clips) for shard in left)
-    with tqdm(total=clips, desc=target.column, unit="clip", disable=None) as bar:
+    with progress_bar(clips, target.column, "clip") as bar:
         for report in execute.run_shards(make_worker, left, config.runtime, config.decoder):
             statuses.update(report.statuses)
             bar.update(sum(report.statuses.values()))

@@ -66,6 +66,8 @@ def start_ranks() -> Ranks:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
+        if "OMP_NUM_THREADS" not in os.environ:  # the ranks of a machine share its cores
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_SIZE", 1))))
     if not dist.is_initialized():
         # Without this DeepSpeed compiles a shared-memory reduction for CPUs at its first start; gloo does the work.
         deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from shards import storage
 from stages.errors import ConfigError
@@ -47,3 +49,11 @@ def _plain(value: Any) -> Any:
 
 def save_summary(folder: Path, summary: dict[str, Any]) -> None:
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def progress_bar(total: int, what: str, unit: str) -> tqdm:
+    """A bar on a terminal, a line every ten seconds otherwise, on stderr."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=what, unit=unit)
+    line = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n"
+    return tqdm(total=total, desc=what, unit=unit, bar_format=line, mininterval=10, miniters=1)

@@ -1,14 +1,13 @@
 """Prompts to videos with trained weights; the text encoder, the transformer and the VAE take turns in memory."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from models import flow
 from models.latents import LatentStats
@@ -18,7 +17,7 @@ from models.vae import FrozenVAE, vae_identity
 from models.weights import CheckpointInfo, find_checkpoint, load_transformer, read_info, read_null_text
 from shards.schema import Bucket
 from stages.errors import ConfigError
-from stages.output import output_folder, save_settings, save_summary
+from stages.output import output_folder, progress_bar, save_settings, save_summary
 from stages.video import contact_sheet, write_mp4
 
 SHEET_ROWS = 24
@@ -165,11 +164,19 @@ def _denoise_all(
     null_text, _ = read_null_text(checkpoint)
     batches = [requests[i : i + config.batch_size] for i in range(0, len(requests), config.batch_size)]
     latents: list[torch.Tensor] = []
-    for batch in tqdm(batches, desc="denoise", unit="batch", disable=None):
-        latents += denoise(
-            model, info, [request.text for request in batch], null_text, [request.seed for request in batch],
-            shape, steps=config.steps, guidance_scale=config.guidance_scale,
-        ).cpu()  # fmt: skip
+    with progress_bar(len(requests), "denoise", "video") as bar:
+        for batch in batches:
+            latents += denoise(
+                model,
+                info,
+                [request.text for request in batch],
+                null_text,
+                [request.seed for request in batch],
+                shape,
+                steps=config.steps,
+                guidance_scale=config.guidance_scale,
+            ).cpu()
+            bar.update(len(batch))
     return latents
 
 
@@ -220,12 +227,12 @@ def _decode(
 ) -> list[np.ndarray]:
     vae = FrozenVAE.load(config.pretrained_model_path, device)
     stats = LatentStats.of(info.vae)
-    return list(tqdm(_videos(vae, stats, latents), desc="decode", total=len(latents), unit="video", disable=None))
-
-
-def _videos(vae: FrozenVAE, stats: LatentStats, latents: list[torch.Tensor]) -> Iterator[np.ndarray]:
-    for sample_latents in latents:
-        yield vae.decode(stats.denormalise(sample_latents).transpose(0, 1))  # [T, C, h, w] -> [T, H, W, 3]
+    videos = []
+    with progress_bar(len(latents), "decode", "video") as bar:
+        for sample_latents in latents:
+            videos.append(vae.decode(stats.denormalise(sample_latents).transpose(0, 1)))  # [T, C, h, w]
+            bar.update()
+    return videos
 
 
 def _slug(prompt: str) -> str:

@@ -27,6 +27,7 @@ def write_mp4(
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf)}
         context = stream.codec_context
+        context.thread_count = 1  # x264 cuts frames by threads: equal frames give equal files
         context.color_primaries = context.color_trc = context.colorspace = BT709
         context.color_range = LIMITED_RANGE
         for image in frames:

@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 
 from stages.errors import ConfigError
+from stages.video import write_mp4
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (225, 35, 35),
@@ -179,19 +179,6 @@ def render_frames(combination: Combination, config: ShapesConfig, rng: np.random
     return frames
 
 
-def write_video(path: Path, frames: np.ndarray, config: ShapesConfig) -> None:
-    """Write uint8 [T, H, W, 3] as an H.264 .mp4 that browsers play (4:2:0, BT.601, no reordered frames)."""
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=config.fps)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"crf": str(config.crf), "preset": "fast", "bf": "0"}
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
 def clip_row(number: int, combination: Combination, config: ShapesConfig) -> dict[str, str | float]:
     """The clip's line of metadata, with InternVid's keys; the id is a hash, 11 characters of YouTube's alphabet."""
     digest = hashlib.sha256(f"shapes {config.seed} {number}".encode()).digest()
@@ -257,7 +244,7 @@ def _render_into(folder: Path, config: ShapesConfig) -> None:
         combination = shown[number % len(shown)]
         row = clip_row(number, combination, config)
         frames = render_frames(combination, config, np.random.default_rng([config.seed, number]))
-        write_video(folder / VIDEOS_NAME / clip_name(row), frames, config)
+        write_mp4(folder / VIDEOS_NAME / clip_name(row), frames, config.fps, crf=config.crf)
         lines.append(json.dumps(row))
     (folder / METADATA_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / PROMPTS_NAME).write_text("\n".join(prompts()) + "\n", encoding="utf-8")

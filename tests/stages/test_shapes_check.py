@@ -19,8 +19,8 @@ from stages.shapes.render import (
     render_frames,
     seen,
     shape_coverage,
-    write_video,
 )
+from stages.video import write_mp4
 
 CONFIG = ShapesConfig()
 
@@ -40,7 +40,7 @@ def truth() -> list[tuple[Combination, np.ndarray]]:
 
 def test_rendered_files_are_read_right_every_time(tmp_path: Path):
     for number, combination in enumerate(combinations()):
-        write_video(tmp_path / "clip.mp4", clip(combination, number), CONFIG)
+        write_mp4(tmp_path / "clip.mp4", clip(combination, number), CONFIG.fps, crf=CONFIG.crf)
         assert check_file(tmp_path / "clip.mp4") == expected(combination)
 
 

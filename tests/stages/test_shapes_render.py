@@ -170,15 +170,15 @@ def test_an_interrupted_rendering_leaves_no_dataset_and_the_next_one_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Path
 ):
     folder = tmp_path / "shapes"
-    written, real = [], render.write_video
+    written, real = [], render.write_mp4
 
-    def failing(path: Path, frames: np.ndarray, config: ShapesConfig) -> None:
+    def failing(path: Path, frames: np.ndarray, fps: float, *, crf: int) -> None:
         if len(written) == 5:
             raise OSError("disk full")
         written.append(path)
-        real(path, frames, config)
+        real(path, frames, fps, crf=crf)
 
-    monkeypatch.setattr(render, "write_video", failing)
+    monkeypatch.setattr(render, "write_mp4", failing)
     with pytest.raises(OSError, match="disk full"):
         render_dataset(folder, CONFIG)
     assert not folder.exists()
