@@ -61,7 +61,7 @@ class LoadReport:
     """Which parameters a model took from a file, by name.
 
     matched_share is the share of the model's numbers that were loaded, unexpected_share that of the file's
-    numbers that the model has no place for.
+    numbers that the model has no place for. info is the checkpoint's, where the file is one of ours.
     """
 
     matched: tuple[str, ...]
@@ -69,6 +69,7 @@ class LoadReport:
     unexpected: tuple[str, ...]
     matched_share: float
     unexpected_share: float
+    info: CheckpointInfo | None = None
 
     def __str__(self) -> str:
         return (
@@ -163,10 +164,11 @@ def load_into(model: Transformer, path: str | Path, weights: str = "ema") -> Loa
     Parameters that the file lacks keep their values. Raises WeightsError, leaving the model as it was, when
     a shape differs or when less than half of the model's parameters have a match.
     """
-    folder = diffusers_folder.find(Path(path))
+    folder, info = diffusers_folder.find(Path(path)), None
     if folder is None:
         folder = find_checkpoint(path)
-        tensors = _read_weights(folder, _read_info(folder), weights)
+        info = _read_info(folder)
+        tensors = _read_weights(folder, info, weights)
     elif diffusers_folder.class_name(folder) in (LATTE, PIXART):
         tensors = diffusers_folder.read_tensors(folder)
     else:
@@ -176,7 +178,7 @@ def load_into(model: Transformer, path: str | Path, weights: str = "ema") -> Loa
     if report.matched_share < MIN_MATCHED_SHARE:
         raise WeightsError(f"{folder} is of another model; expected at least half of it to match: {report}")
     model.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
-    return report
+    return replace(report, info=info)
 
 
 def _compare(model: Transformer, tensors: Mapping[str, Tensor], source: Path) -> LoadReport:

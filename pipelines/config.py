@@ -181,8 +181,10 @@ def _accept(value: Any, hint: Any) -> tuple[bool, Any]:
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             return False, None
-        item = (typing.get_args(hint) or (Any,))[0]
-        results = [_accept(entry, item) for entry in value]
+        items = typing.get_args(hint) or (Any, ...)
+        if origin is tuple and Ellipsis not in items and len(value) != len(items):
+            return False, None
+        results = [_accept(entry, items[0]) for entry in value]
         return all(ok for ok, _ in results), origin(converted for _, converted in results)
     if origin is float:
         return _accept_float(value)
@@ -205,6 +207,8 @@ def _describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if origin is tuple and Ellipsis not in typing.get_args(hint):
+        return f"a list of {len(typing.get_args(hint))} values"
     if origin in (list, tuple):
         return f"a list of {_describe((typing.get_args(hint) or (Any,))[0])}"
     if hint is type(None):

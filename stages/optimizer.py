@@ -13,7 +13,7 @@ class OptimizerConfig:
     """Settings of the optimiser; ``lr`` decays from its peak to ``final_lr_share`` of it at the last step."""
 
     lr: float = 1e-4
-    betas: tuple[float, ...] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup_steps: int = 1000
     decay: Literal["constant", "cosine", "linear"] = "constant"
@@ -30,8 +30,7 @@ class EmaAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, params: Any, config: OptimizerConfig):
-        beta1, beta2 = config.betas
-        super().__init__(params, lr=config.lr, betas=(beta1, beta2), weight_decay=config.weight_decay)
+        super().__init__(params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         self.ema_decay = config.ema_decay
 
     def init_state(self, params: list[torch.Tensor]) -> None:

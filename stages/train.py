@@ -13,7 +13,7 @@ from models.flow import FlowConfig
 from models.latents import LatentStats
 from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
-from models.weights import CheckpointInfo, load_into
+from models.weights import CheckpointInfo, LoadReport, load_into
 from shards.dataset import Dataset
 from shards.loader import DataConfig, Loader, selection_hash
 from shards.order import SampleOrder
@@ -118,55 +118,57 @@ def build_model(config: TrainConfig, source: Source) -> Transformer:
     return model
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run that has been set up: what the loop works with."""
+
+    config: TrainConfig
+    folder: Path
+    ranks: Ranks
+    source: Source
+    model: Transformer
+    info: CheckpointInfo
+    engine: Engine
+
+
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train, or continue the run in ``config.output``, until ``train.steps``. Returns the summary."""
     ranks = start_ranks()
     check(config, ranks.world)
-    run = output_folder(config.output)
-    check_shared(run, ranks)
+    folder = output_folder(config.output)
+    check_shared(folder, ranks)
     source = open_source(config, ranks.rank, ranks.world)
     model = build_model(config, source)
     info = _info(config, model, source)
 
     # Where to start: the newest checkpoint of this run, or other weights, or fresh ones.
-    resumed = checkpoint.newest(run)
+    resumed = checkpoint.newest(folder)
     progress = Progress(0, 0, config.seed, config.train.batch_size, source.selection_hash)
     if resumed:
         progress = checkpoint.resume_point(resumed, progress, info)
         load_into(model, resumed, "model")
     elif config.train.init_from:
-        report = load_into(model, config.train.init_from)
-        ranks.print(report)
-    engine = _engine(config, model, ranks)
+        ranks.print(_start_from(config.train.init_from, model, source))
+    run = Run(config, folder, ranks, source, model, info, _engine(config, model, ranks))
     if resumed:
-        checkpoint.restore(resumed, engine, progress)
+        checkpoint.restore(resumed, run.engine, progress)
     if ranks.main:
-        save_settings(run, config)
-    ranks.print(_opening(config, model, source, ranks, progress))
+        save_settings(folder, config)
+    ranks.print(_opening(run, progress))
 
-    log = RunLog(run, progress.step, config.train.steps) if ranks.main else None
+    log = RunLog(folder, progress.step, config.train.steps) if ranks.main else None
     started = time.perf_counter()
-    progress = _loop(config, run, ranks, source, model, engine, info, progress, log)
+    progress = _loop(run, progress, log)
     summary: dict[str, Any] = {"steps": progress.step, "samples_seen": progress.samples_seen}
     if log:
         summary |= {"final_loss": log.last_loss, "seconds": round(time.perf_counter() - started, 1)}
-        save_summary(run, summary)
+        save_summary(folder, summary)
         log.close()
     return summary
 
 
-def _loop(
-    config: TrainConfig,
-    run: Path,
-    ranks: Ranks,
-    source: Source,
-    model: Transformer,
-    engine: Engine,
-    info: CheckpointInfo,
-    progress: Progress,
-    log: RunLog | None,
-) -> Progress:
-    settings = config.train
+def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
+    config, settings, source = run.config, run.config.train, run.source
     loss_of = FlowLoss(
         config.flow,
         LatentStats.of(source.vae),
@@ -174,7 +176,7 @@ def _loop(
         frame_interval_s=1 / source.fps,
         caption_dropout=settings.caption_dropout,
         seed=config.seed,
-        device=ranks.device,
+        device=run.ranks.device,
     )
     watch = Stopwatch()
     with closing(source.loader.batches(progress.step, settings.steps)) as batches:
@@ -185,13 +187,13 @@ def _loop(
             waited_s = time.perf_counter() - waiting
 
             # Step.
-            tokens = model.config.tokens(batch.mean.shape[1], *batch.mean.shape[3:])
+            tokens = run.model.config.tokens(batch.mean.shape[1], *batch.mean.shape[3:])
             losses = []
             for part in batch.split(settings.gradient_accumulation):
-                loss = loss_of(engine.module, part, tokens)
-                engine.backward(loss)
+                loss = loss_of(run.engine.module, part, tokens)
+                run.engine.backward(loss)
                 losses.append(loss.detach())
-            norm = engine.step(learning_rate(step, settings.steps, config.optimizer))
+            norm = run.engine.step(learning_rate(step, settings.steps, config.optimizer))
             watch.add(settings.batch_size, settings.batch_size * tokens, waited_s)
             done = step + 1
 
@@ -208,9 +210,9 @@ def _loop(
             # Save.
             if done % settings.save_every == 0 or done == settings.steps:
                 progress = progress.after(done)
-                checkpoint.save(run, progress, info, source.null_text, engine, ranks)
-                if ranks.main:
-                    checkpoint.keep_last(run, settings.keep_last)
+                checkpoint.save(run.folder, progress, run.info, source.null_text, run.engine, run.ranks)
+                if run.ranks.main:
+                    checkpoint.keep_last(run.folder, settings.keep_last)
     return progress
 
 
@@ -269,13 +271,29 @@ def _info(config: TrainConfig, model: Transformer, source: Source) -> Checkpoint
     )
 
 
-def _opening(config: TrainConfig, model: Transformer, source: Source, ranks: Ranks, progress: Progress) -> str:
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    shapes = ", ".join(bucket.name for bucket in source.dataset.buckets)
+def _start_from(path: str, model: Transformer, source: Source) -> LoadReport:
+    """Start from the weights at ``path``. Raises ConfigError if they were trained on other latents or text."""
+    report = load_into(model, path)
+    if report.info:
+        for what, found, here in (
+            ("VAE", report.info.vae, source.vae),
+            ("text encoder", report.info.text_encoder, source.text_encoder),
+        ):
+            if found != here:
+                differing = [
+                    f"{name} {found.get(name)!r}, here {here[name]!r}" for name in here if found.get(name) != here[name]
+                ]
+                raise ConfigError(f"{path} was trained with another {what} than these shards: {'; '.join(differing)}")
+    return report
+
+
+def _opening(run: Run, progress: Progress) -> str:
+    parameters = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
+    shapes = ", ".join(bucket.name for bucket in run.source.dataset.buckets)
     start = f"continues at step {progress.step}" if progress.step else "starts"
     return (
-        f"{config.output} {start}: {parameters:.2f} M parameters, {ranks.world} ranks on {ranks.device.type}, "
-        f"buckets {shapes}, {config.train.precision}"
+        f"{run.folder} {start}: {parameters:.2f} M parameters, {run.ranks.world} ranks on "
+        f"{run.ranks.device.type}, buckets {shapes}, {run.config.train.precision}"
     )
 
 

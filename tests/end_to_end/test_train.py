@@ -112,6 +112,16 @@ def test_the_launcher_passes_the_users_mistake_on(road: Road) -> None:
     assert done.stderr.count("error: ") == 1
 
 
+def test_weights_of_another_vae_are_refused(road: Road, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(road.run / "checkpoints" / "step-0000004", other)
+    info = json.loads((other / "model.json").read_text())
+    (other / "model.json").write_text(json.dumps({**info, "vae": {**info["vae"], "weights_hash": "another"}}))
+    settings = [*train_settings(road.shards, tmp_path / "run"), f"train.init_from={other}"]
+    done = run(sys.executable, "pipelines/train.py", *settings, status=2)
+    assert "trained with another VAE than these shards: weights_hash 'another'" in done.stderr
+
+
 def test_a_run_starts_from_the_weights_of_another(road: Road, tmp_path: Path) -> None:
     settings = train_settings(road.shards, tmp_path / "run")
     done = run(*deepspeed(2), *settings, f"train.init_from={road.run}", "optimizer.lr=0.0", "train.steps=1")

@@ -33,7 +33,8 @@ class Train:
 @dataclass(frozen=True)
 class Settings:
     output: str = ""
-    betas: tuple[float, ...] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)
+    steps: tuple[int, ...] = ()
     clip: Clip = field(default_factory=Clip)
     vae: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)
@@ -62,6 +63,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("clip.frames=8", lambda s: s.clip.frames, 8),
         ("clip.fps=1e-4", lambda s: s.clip.fps, 1e-4),  # text to YAML 1.1
         ("betas=[0.5, 1]", lambda s: s.betas, (0.5, 1.0)),
+        ("steps=[1, 2, 3]", lambda s: s.steps, (1, 2, 3)),
         ("train.init_from=null", lambda s: s.train.init_from, None),
         ("train.log=true", lambda s: s.train.log, True),
         ("output=a red ball: moves", lambda s: s.output, "a red ball: moves"),  # no YAML
@@ -92,6 +94,7 @@ def test_a_name_and_the_rest_of_a_section_merge_whatever_their_order(tmp_path: P
         ("clip.height", "settings are written key.path=value"),
         ("clip.height=tall", "clip.height: found 'tall', expected a whole number"),
         ("clip.height=64.5", "clip.height: found 64.5, expected a whole number"),
+        ("betas=[0.9]", "betas: found [0.9], expected a list of 2 values"),
         ("train.log=1", "expected true or false"),
         ("train.precision=fp16", "expected one of 'bf16', 'fp32'"),
         ("clip=8", "clip: found 8, expected keys such as clip.fps"),

@@ -1,0 +1,109 @@
+"""Shards on Ray with workers that are plain objects: order, deaths, errors."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.errors import DatasetError
+from shards.schema import Bucket
+from stages import execute
+from stages.columns import Decode, ShardReport
+from stages.errors import DecodeError, WorkError
+from stages.execute import RuntimeConfig, run_shards
+from stages.plan import PlannedClip, ShardPlan
+from tests.videos import numbered, write_video
+
+BUCKET = Bucket(32, 32, 4)
+ATTEMPTS = 2
+
+
+class Worker:
+    """Decodes its clips and notes what came; ends its process on shard 1, ``deaths`` times in all."""
+
+    def __init__(self, folder: Path, deaths: int = 0):
+        self.folder = folder
+        self.deaths = deaths
+
+    def make_shard(self, plan: ShardPlan, decode: Decode) -> ShardReport:
+        if plan.number == 1 and len(list(self.folder.glob("death-*"))) < self.deaths:
+            (self.folder / f"death-{os.getpid()}").touch()
+            os._exit(1)
+        statuses = [
+            f"{clip.key} {outcome.reason if isinstance(outcome, DecodeError) else outcome.shape}"
+            for clip, outcome in zip(plan.clips, decode(plan.clips), strict=True)
+        ]
+        return ShardReport(plan.bucket.name, plan.number, dict.fromkeys(statuses, 1))
+
+
+class Refusing:
+    def make_shard(self, plan: ShardPlan, decode: Decode) -> ShardReport:
+        raise DatasetError(f"shard {plan.number} is not ours")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    execute.start()
+    yield
+    execute.stop()
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> list[ShardPlan]:
+    """Three shards of three clips, the middle one of each broken."""
+    good = str(write_video(tmp_path / "good.mp4", numbered(24), rate=24))
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+
+    def clip(key: str, path: str) -> PlannedClip:
+        return PlannedClip(key, key, "video", path, 0.0, 8.0, 1.0, "a caption", None, None)
+
+    names = [(f"{number}a", f"{number}b", f"{number}c") for number in range(3)]
+    paths = (good, str(tmp_path / "bad.mp4"), good)
+    return [ShardPlan(BUCKET, number, tuple(map(clip, keys, paths))) for number, keys in enumerate(names)]
+
+
+def reports(make_worker: object, plans: list[ShardPlan], window_mb: int = 256) -> dict[int, list[str]]:
+    runtime = RuntimeConfig(actors=2, attempts=ATTEMPTS, decode_window_mb=window_mb)
+    return {report.number: list(report.statuses) for report in run_shards(make_worker, plans, runtime, "pyav")}  # type: ignore[arg-type]
+
+
+def expected() -> dict[int, list[str]]:
+    return {n: [f"{n}a (4, 32, 32, 3)", f"{n}b undecodable", f"{n}c (4, 32, 32, 3)"] for n in range(3)}
+
+
+@pytest.mark.parametrize("window_mb", [256, 0])
+def test_every_clip_comes_in_order_or_says_why_not(window_mb: int, ray: None, plans: list[ShardPlan], tmp_path: Path):
+    assert reports(partial(Worker, tmp_path), plans, window_mb) == expected()
+
+
+def test_the_shard_of_a_worker_that_died_is_made_again(ray: None, plans: list[ShardPlan], tmp_path: Path) -> None:
+    assert reports(partial(Worker, tmp_path, ATTEMPTS - 1), plans) == expected()
+    assert len(list(tmp_path.glob("death-*"))) == ATTEMPTS - 1
+
+
+def test_a_shard_that_always_ends_its_worker_stops_the_job(ray: None, plans: list[ShardPlan], tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="shard 1 of 32x32x4 ended its worker 2 times"):
+        reports(partial(Worker, tmp_path, 99), plans)
+
+
+def test_what_a_worker_raises_reaches_the_driver_as_it_is(ray: None, plans: list[ShardPlan]) -> None:
+    with pytest.raises(DatasetError, match=r"^shard \d is not ours$"):
+        reports(Refusing, plans)
+
+
+def test_decoding_loads_no_torch() -> None:
+    code = "import sys, stages.execute; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_frames_are_uint8_of_the_final_size(ray: None, plans: list[ShardPlan]) -> None:
+    task = execute._DecodeTask(BUCKET, RuntimeConfig(), "pyav")
+    first, second, third = task.decode_ahead(plans[0].clips)
+    assert isinstance(first, np.ndarray) and first.dtype == np.uint8 and np.array_equal(first, third)
+    assert isinstance(second, DecodeError)
