@@ -102,7 +102,7 @@ def test_another_way_of_encoding_is_refused_by_name(shards: Path) -> None:
     before = hashes(shards)
     for setting, named in (
         ("vae.batch_frames=4", "batch_frames is 8, expected 4"),
-        ("decoder=decord", "sampling.decoder is 'pyav', expected 'decord'"),
+        ("decoder=decord", 'sampling.decoder is "pyav", expected "decord"'),
         ("clip.fps=4", "clip.fps was 8"),
     ):
         done = run(*command("encode"), "--input", "shapes", f"output={shards}", *SMALL, setting, status=2)
