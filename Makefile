@@ -5,8 +5,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One rank a GPU, or two CPU ranks on a machine without.
-RANKS ?= $(or $(filter-out 0,$(shell nvidia-smi -L 2>/dev/null | wc -l)),2)
+# The demo's batch of 16 needs a power of two: of the GPUs, or two CPU ranks on a machine without.
+GPUS := $(shell nvidia-smi -L 2>/dev/null | wc -l)
+RANKS ?= $(shell for n in 16 8 4 2 1; do [ $$n -le $(GPUS) ] && echo $$n && exit; done; echo 2)
 # The tensors of the demo are small: more threads than one a process only wait for each other.
 demo: export OMP_NUM_THREADS = 1
 

@@ -19,7 +19,8 @@ from stages.errors import ConfigError, WorkError
 USER_MISTAKES = (ConfigError, DatasetError, WeightsError)
 FAILURES = (ShardError, WorkError)
 
-# Every rank finds the user's mistakes; rank 0 tells, before the launcher ends it because another rank left.
+# A mistake that every rank finds is told by rank 0, which ends the others while they wait; one of theirs alone is
+# told after that.
 OTHER_RANKS_WAIT_S = 5
 
 
@@ -56,10 +57,10 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     try:
         main(arguments)
     except USER_MISTAKES as mistake:
-        if os.environ.get("RANK", "0") != "0":
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
             time.sleep(OTHER_RANKS_WAIT_S)
-            return 2
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {mistake}" if not rank else f"error on rank {rank}: {mistake}", file=sys.stderr)
         return 2
     except FAILURES as failure:
         print(f"failed: {failure}", file=sys.stderr)

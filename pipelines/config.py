@@ -48,7 +48,7 @@ def _read_yaml(file: str | Path) -> dict[str, Any]:
         raise ConfigError(f"no config file at {path}: give --config an existing YAML file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}, expected keys and values")
@@ -58,12 +58,10 @@ def _read_yaml(file: str | Path) -> dict[str, Any]:
 def _parse_override(text: str, mistakes: list[str]) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        familiar = FAMILIAR.get(key.lstrip("-").replace("-", "_"))
-        hint = f"write {familiar}=VALUE" if familiar else "settings are written key.path=value"
-        mistakes.append(f"found {text!r}: {hint}")
+        mistakes.append(f"found {text!r}: settings are written key.path=value")
         return {}
     nested: Any = _scalar(value) if value.startswith("{") else _Typed(value, _scalar(value))
-    for part in reversed(key.lstrip("-").split(".")):
+    for part in reversed(key.split(".")):
         nested = {part: nested}
     return nested
 

@@ -15,13 +15,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher")
     options = parser.read(arguments)
     config = load_config(TrainConfig, options.config, options.settings)
+    tells = os.environ.get("RANK", "0") == "0"
     if options.dry_run:
-        print(settings_text(config), end="")
-        print(describe(config, int(os.environ.get("WORLD_SIZE", 1))))
+        plan = describe(config, int(os.environ.get("WORLD_SIZE", 1)))
+        if tells:
+            print(settings_text(config) + plan)
         return
     summary = train(config)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{summary['steps']} steps, final loss {summary['final_loss']:.4f}, checkpoints in {config.output}")
+    if tells:
+        print(f"{summary['steps']} steps, final loss {summary['final_loss']}, checkpoints in {config.output}")
 
 
 if __name__ == "__main__":

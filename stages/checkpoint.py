@@ -6,6 +6,7 @@ filled under a hidden name and renamed when it is complete, so one that can be s
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,7 @@ class Progress:
     samples_seen: int
     seed: int
     batch_size: int
+    window_shards: int
     selection_hash: str
 
     def after(self, step: int) -> "Progress":
@@ -49,21 +51,46 @@ def save(
     folder = run / CHECKPOINTS / f"step-{progress.step:07d}"
     hidden = folder.with_name(f".{folder.name}")
     if ranks.main:
-        shutil.rmtree(hidden, ignore_errors=True)  # what a killed run left
+        _remove_leftovers(run)
         hidden.mkdir(parents=True)
-    weights = {"model": _gather(engine, WEIGHTS, ranks), "ema": _gather(engine, "ema", ranks)}
-    if ranks.main:
-        mask = torch.ones(len(null_text), dtype=torch.bool)
-        save_checkpoint(hidden, replace(info, step=progress.step), weights, (null_text, mask))
+        shutil.copy(run / SETTINGS, hidden)
+        (hidden / TRAINING).write_text(json.dumps(asdict(progress), indent=2) + "\n")
     for moment in MOMENTS:
         tensors = _gather(engine, moment, ranks)
         if ranks.main:
             save_file(tensors, hidden / f"{moment}.safetensors")
+    weights = {"model": _gather(engine, WEIGHTS, ranks), "ema": _gather(engine, "ema", ranks)}
     if ranks.main:
-        shutil.copy(run / SETTINGS, hidden)
-        (hidden / TRAINING).write_text(json.dumps(asdict(progress), indent=2) + "\n")
+        for path in hidden.iterdir():
+            _sync(path)
+        mask = torch.ones(len(null_text), dtype=torch.bool)
+        save_checkpoint(hidden, replace(info, step=progress.step), weights, (null_text, mask))
+        _sync(hidden)
+        if folder.exists():  # a damaged one, which the run did not resume from
+            _remove(folder)
         hidden.rename(folder)
+        _sync(folder.parent)
     barrier()
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Never seen half removed."""
+    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.removed")))
+
+
+def _remove_leftovers(run: Path) -> None:
+    """What a kill left of a save or a removal."""
+    for folder in (run / CHECKPOINTS).glob(".step-*"):
+        shutil.rmtree(folder)
 
 
 def _gather(engine: Engine, kind: str, ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -81,8 +108,7 @@ def restore(checkpoint: Path, engine: Engine, progress: Progress) -> None:
 def keep_last(run: Path, count: int) -> None:
     """Remove all but the newest ``count`` checkpoints."""
     for folder in sorted((run / CHECKPOINTS).glob("step-*"))[:-count]:
-        hidden = folder.rename(folder.with_name(f".{folder.name}"))  # never seen half deleted
-        shutil.rmtree(hidden)
+        _remove(folder)
 
 
 def resume_point(checkpoint: Path, wanted: Progress, info: CheckpointInfo) -> Progress:

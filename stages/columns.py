@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import xxhash
 
-from models.text import TextEncoder, clean_caption
+from models.text import LENGTHS, TextEncoder, clean_caption
 from models.vae import FrozenVAE
 from shards.dataset import require_equal, write_null_text
 from shards.schema import CAPTION_HASH, KEY, LATENTS, MEAN, STD, TEXT, TOKENS, Bucket, Reject, Sample
 from shards.writer import Commit, commit_path, read_commit, write_shard
-from stages.errors import DecodeError, WorkError
+from stages.errors import DecodeError, WorkError, at_least
 from stages.plan import PlannedClip, ShardPlan
 
 Decode = Callable[[Sequence[PlannedClip]], Iterator["np.ndarray | DecodeError"]]
@@ -35,6 +35,9 @@ class VaeConfig:
     store_std: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_frames")
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -45,6 +48,11 @@ class TextConfig:
     max_tokens: int = 120
     batch_captions: int = 8
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_captions", "max_tokens")
+        if self.max_tokens > LENGTHS[-1]:
+            raise ValueError(f"max_tokens: found {self.max_tokens}, expected at most {LENGTHS[-1]}")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ Doing it again does what is left: rows that are planned are not planned again, s
 made again, and the index is made from the commits.
 """
 
+import difflib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.text import text_encoder_identity
+from models.text import LENGTHS, text_encoder_identity
 from models.vae import vae_identity
 from shards.dataset import compact, create_dataset, ensure_fingerprint
 from shards.manifest import Manifest
@@ -24,7 +25,7 @@ from shards.writer import commit_path, committed_numbers, read_commit
 from stages import execute
 from stages.columns import LatentWorker, Target, TextConfig, TextWorker, VaeConfig
 from stages.decode import POLICY, Decoder
-from stages.errors import ConfigError, WorkError
+from stages.errors import ConfigError, WorkError, at_least
 from stages.execute import RuntimeConfig
 from stages.metadata import Row, read_folder, read_internvid
 from stages.output import output_folder, progress_bar, save_settings, save_summary
@@ -76,6 +77,10 @@ class EncodeConfig:
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "shard_clips")
+        at_least(self, 0, "max_failed_share")
+
 
 def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
     """Make the dataset, or what is left of it; returns the summary.
@@ -84,6 +89,7 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
     """
     started = time.perf_counter()
     vae, text = _identities(config)
+    check_size(config, vae)
     rows, videos = read_rows(config)
     root = create_dataset(output_folder(config.output), _name(config))
     previous = load_plan(root)
@@ -96,8 +102,9 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
             f"no clip can be encoded: {_rejects(counts(table, {}))}; see data.metadata, data.videos and clip"
         )
 
-    latents = _target(root, LATENTS, buckets, partial(latents_fingerprint, config, vae))
-    texts = _target(root, text_column(config.text_encoder.column), buckets, partial(text_fingerprint, config, text))
+    latents = _target(root, LATENTS, {bucket: latents_fingerprint(config, vae, bucket) for bucket in buckets})
+    column = text_column(config.text_encoder.column)
+    texts = _target(root, column, dict.fromkeys(buckets, text_fingerprint(config, text)))
     append_plan(root, added)  # now that no fingerprint was refused
     save_settings(root, config)
     threads = config.runtime.threads
@@ -116,7 +123,17 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
         "this_run": {"clips": sum(made.values()), "written": made[WRITTEN], "seconds": seconds},
     }
     save_summary(root, summary)
+    if not totals.written:
+        raise WorkError(f"no clip was written: {_rejects(totals)}; see {root / 'summary.json'}")
     return summary
+
+
+def check_size(config: EncodeConfig, vae: dict[str, Any]) -> None:
+    """Raises ConfigError for frames that the VAE cannot halve down to whole latents."""
+    factor = vae["spatial_factor"]
+    if config.clip.height % factor or config.clip.width % factor:
+        size = f"{config.clip.height}x{config.clip.width}"
+        raise ConfigError(f"clip.height x clip.width: found {size}, expected multiples of the VAE's {factor}")
 
 
 def read_rows(config: EncodeConfig) -> tuple[Iterable[Row], str]:
@@ -149,11 +166,12 @@ def latents_fingerprint(config: EncodeConfig, vae: dict[str, Any], bucket: Bucke
     }
 
 
-def text_fingerprint(config: EncodeConfig, text_encoder: dict[str, Any], bucket: Bucket) -> dict[str, Any]:
-    """All that decides the bytes of a bucket's text embeddings."""
+def text_fingerprint(config: EncodeConfig, text_encoder: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the bytes of text embeddings."""
     return {
         "schema_version": SCHEMA_VERSION,
         "text_encoder": text_encoder,
+        "lengths": list(LENGTHS),
         "batch_captions": config.text_encoder.batch_captions,
         "compute": config.text_encoder.precision,
         "stored": "float16",
@@ -163,23 +181,25 @@ def text_fingerprint(config: EncodeConfig, text_encoder: dict[str, Any], bucket:
 def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
     """What ``encode`` would do, in a few lines; writes nothing but rendered shapes."""
     vae, text = _identities(config)
+    check_size(config, vae)
     rows, videos = read_rows(config)
-    table = plan(rows, _plan_config(config), _name(config))
-    totals = counts(table, {})
+    root = Path(config.output)
+    previous = load_plan(root)
+    table = pa.concat_tables([previous, _plan_rows(root, rows, config, previous, retry)])
+    outcomes = _outcomes(root, shard_plans(table, videos))
+    totals = counts(table, outcomes)
     lines = [
-        f"{totals.rows} rows: {totals.pending} clips to encode, {totals.duplicates} duplicates; {_rejects(totals)}"
+        f"{totals.rows} rows: {totals.pending} clips to encode, {totals.written} written, "
+        f"{totals.duplicates} duplicates; {_rejects(totals)}"
     ]
-    per_bucket: Counter[Bucket] = Counter()
-    shards: Counter[Bucket] = Counter()
-    for shard in shard_plans(table, videos):
-        per_bucket[shard.bucket] += len(shard.clips)
-        shards[shard.bucket] += 1
-    for bucket, clips in sorted(per_bucket.items()):
+    left: defaultdict[Bucket, list[int]] = defaultdict(list)  # clips of each shard
+    for shard in shard_plans(table, videos, done=outcomes):
+        left[shard.bucket].append(len(shard.clips))
+    for bucket, clips in sorted(left.items()):
         latents = sample_bytes(bucket, vae) * (2 if config.vae.store_std else 1)
-        share = clips / per_bucket.total()
         lines.append(
-            f"  {bucket}: {clips} clips ({share:.0%}) in {shards[bucket]} shards, "
-            f"{clips * latents / 1e6:.1f} MB of latents, {text['dim'] * 2} bytes a text token"
+            f"  {bucket}: {sum(clips)} clips ({sum(clips) / totals.pending:.0%}) in {len(clips)} shards, "
+            f"{sum(clips) * latents / 1e6:.1f} MB of latents, {text['dim'] * 2} bytes a text token"
         )
     return "\n".join(lines)
 
@@ -210,6 +230,12 @@ def _plan_rows(
 ) -> pa.Table:
     """What these rows add to the plan."""
     outcomes = _outcomes(root, shard_plans(previous, "")) if retry else {}
+    rejected = counts(previous, outcomes).rejected if retry else {}
+    for reason in retry:
+        if reason not in rejected:
+            nearest = difflib.get_close_matches(reason, rejected, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(rejected) or 'none'}"
+            raise ConfigError(f"--retry {reason}: no clip was rejected for that; {hint}")
     return plan(rows, _plan_config(config), _name(config), previous, retry=retry, outcomes=outcomes)
 
 
@@ -225,8 +251,10 @@ def _outcomes(root: Path, plans: Sequence[ShardPlan]) -> Outcomes:
     return outcomes
 
 
-def _target(root: Path, column: str, buckets: Sequence[Bucket], fingerprint: Any) -> Target:
-    hashes = {bucket: ensure_fingerprint(root, bucket, column, fingerprint(bucket)) for bucket in buckets}
+def _target(root: Path, column: str, fingerprints: dict[Bucket, dict[str, Any]]) -> Target:
+    hashes = {
+        bucket: ensure_fingerprint(root, bucket, column, fingerprint) for bucket, fingerprint in fingerprints.items()
+    }
     return Target(root.resolve(), column, hashes)
 
 

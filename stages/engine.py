@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO behind a small interface; the only file that imports deepspeed."""
 
+import difflib
 import logging
 import os
 import warnings
@@ -12,6 +13,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -21,6 +23,7 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
+from pydantic import ValidationError
 
 from stages.errors import ConfigError
 from stages.optimizer import EmaAdamW, OptimizerConfig
@@ -31,8 +34,14 @@ OPTIMIZER_STATES = ("ema", "exp_avg", "exp_avg_sq")
 
 # Derived from the training settings in one place, below.
 DERIVED_KEYS = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-    "gradient_clipping", "bf16", "fp16", "optimizer", "scheduler",
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "bf16", "fp16", "data_types", "optimizer", "scheduler",
+)  # fmt: skip
+# What the ``deepspeed`` section may hold: DeepSpeed itself ignores a key that it does not know.
+KNOWN_KEYS = (
+    "zero_optimization", "activation_checkpointing", "aio", "comms_logger", "communication_data_type",
+    "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients", "steps_per_print",
+    "wall_clock_breakdown",
 )  # fmt: skip
 
 
@@ -186,13 +195,29 @@ def _scatter_stage3(kind: str, parameter: torch.nn.Parameter, full: torch.Tensor
         safe_set_local_optimizer_state(parameter, mine, kind)
 
 
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a ``deepspeed`` section that DeepSpeed would refuse, or not understand and ignore."""
+    for key in settings:
+        if key in DERIVED_KEYS:
+            raise ConfigError(f"deepspeed.{key} is derived from the train.* settings: remove it")
+        if key not in KNOWN_KEYS:
+            nearest = difflib.get_close_matches(key, KNOWN_KEYS, 1) or [", ".join(KNOWN_KEYS)]
+            raise ConfigError(f"unknown key 'deepspeed.{key}', did you mean {nearest[0]}?")
+    zero = settings.get("zero_optimization", {"stage": 1})
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+        raise ConfigError(f"deepspeed.zero_optimization: found {zero!r}, expected keys with stage: 1, 2 or 3")
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"deepspeed.zero_optimization.{name}: {first['msg']}") from None
+
+
 def _deepspeed_config(
-    optimizer: OptimizerConfig, precision: str, micro_batch: int, accumulation: int, zero: Mapping[str, Any]
+    optimizer: OptimizerConfig, precision: str, micro_batch: int, accumulation: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    taken = [key for key in DERIVED_KEYS if key in zero]
-    if taken:
-        raise ConfigError(f"deepspeed.{taken[0]} is derived from the train.* settings: remove it")
-    config: dict[str, Any] = {
+    return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optimizer.clip_norm,
@@ -200,10 +225,6 @@ def _deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
-        **zero,
+        "zero_optimization": {"stage": 1},
+        **settings,
     }
-    if config.setdefault("zero_optimization", {"stage": 1}).get("stage", 0) not in (1, 2, 3):
-        raise ConfigError(
-            f"deepspeed.zero_optimization.stage: found {config['zero_optimization'].get('stage')!r}, expected 1, 2 or 3"
-        )
-    return config

@@ -23,3 +23,11 @@ class DecodeError(Exception):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:  # pickled between processes with both arguments
         return DecodeError, (self.reason, str(self))
+
+
+def at_least(section: object, least: float, *names: str) -> None:
+    """For a config's ``__post_init__``: raises ValueError for a field of ``section`` below ``least``."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: found {value}, expected at least {least:g}")

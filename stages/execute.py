@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from shards.schema import Bucket
 from stages.decode import Decoder, decode_source, hard_deadline
-from stages.errors import DecodeError, WorkError
+from stages.errors import ConfigError, DecodeError, WorkError, at_least
 from stages.plan import PlannedClip, ShardPlan
 
 if TYPE_CHECKING:  # the decode processes load no torch
@@ -43,6 +43,11 @@ class RuntimeConfig:
     clip_timeout_s: float = 120.0
     attempts: int = 3
 
+    def __post_init__(self) -> None:
+        at_least(self, 0, "actors", "decode_window_mb")
+        at_least(self, 1, "threads", "attempts")
+        at_least(self, 0.1, "clip_timeout_s")
+
 
 class Worker(Protocol):
     """What an actor holds: made once a process, then one call a shard."""
@@ -56,7 +61,11 @@ def start() -> None:
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address}: start one, or unset it ({error})") from None
 
 
 def stop() -> None:
@@ -139,8 +148,8 @@ class _DecodeTask:
                 reference = _decode.remote(clip, self)
             try:
                 outcome = ray.get(reference)
-            except WorkerCrashedError:
-                outcome = DecodeError("decoder_crash", f"the decoder ended its process on {clip.source}")
+            except RayError as error:  # a crash, a node that is gone, memory that ran out: its process ended
+                outcome = DecodeError("decoder_crash", f"{type(error).__name__} on {clip.source}")
             if not (isinstance(outcome, DecodeError) and outcome.reason in TRANSIENT):
                 break
         return outcome
@@ -156,3 +165,5 @@ def _decode(clip: PlannedClip, task: _DecodeTask) -> "np.ndarray | DecodeError":
             )
     except DecodeError as error:
         return error
+    except Exception as error:  # whatever a file does to its decoder costs that clip alone
+        return DecodeError("undecodable", f"{type(error).__name__}: {error}")

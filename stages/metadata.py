@@ -85,7 +85,8 @@ def read_folder(videos_folder: str) -> Iterator[Row]:
     Raises ConfigError, at once, for a folder that is absent or holds neither.
     """
     wanted = {*VIDEO_SUFFIXES, *IMAGE_SUFFIXES}
-    names = [name for name in _walk(videos_folder) if _suffix(name) in wanted]
+    found = (name for name in _walk(videos_folder) if _suffix(name) in wanted)
+    names = [name for name in found if os.path.isfile(os.path.join(videos_folder, name))]  # no pipes
     if not names:
         raise ConfigError(
             f"found no video or picture in {videos_folder!r}: set data.videos to a folder that holds some "

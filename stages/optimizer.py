@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from stages.errors import at_least
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -20,6 +22,11 @@ class OptimizerConfig:
     final_lr_share: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "lr", "weight_decay", "warmup_steps", "clip_norm", "ema_decay")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: found {self.betas}, expected two numbers from 0 to below 1")
 
 
 class EmaAdamW(torch.optim.AdamW):

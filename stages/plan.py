@@ -52,6 +52,9 @@ __all__ = [
 
 MISSING_FILE, TOO_SHORT = "missing_file", "too_short"
 
+TAIL_MS = 250
+"""Windows keep away from a clip's end: files that were cut often end a little before their timestamps say."""
+
 BATCH_ROWS = 65536
 _SETTINGS = b"clip"  # where the table keeps what it was planned with
 
@@ -209,7 +212,7 @@ class _Planner:
         frames, span_ms = fitting[0]
         bucket = Bucket(self._config.clip.height, self._config.clip.width, frames)
         seed = xxhash.xxh3_64_intdigest(f"{clip} {bucket}".encode())
-        return _Window(bucket, seed % (max(0, row.duration_ms - span_ms) + 1))
+        return _Window(bucket, seed % (max(0, row.duration_ms - span_ms - TAIL_MS) + 1))
 
     def _place(self, entry: dict[str, Any], row: Row, window: _Window) -> None:
         bucket = window.bucket

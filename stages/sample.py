@@ -16,7 +16,7 @@ from models.transformer import Transformer
 from models.vae import FrozenVAE, vae_identity
 from models.weights import CheckpointInfo, find_checkpoint, load_transformer, read_info, read_null_text
 from shards.schema import Bucket
-from stages.errors import ConfigError
+from stages.errors import ConfigError, at_least
 from stages.output import output_folder, progress_bar, save_settings, save_summary
 from stages.video import contact_sheet, write_mp4
 
@@ -47,6 +47,12 @@ class SampleConfig:
     batch_size: int = 8
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "height", "width", "frames", "steps", "batch_size")
+        at_least(self, 0, "seed", "guidance_scale")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed: found {self.seed}, expected less than 2**63")
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,18 @@ def read_prompts(source: str | Sequence[str]) -> list[str]:
         is_file = source.endswith(".txt") or (len(source) < 256 and file.is_file())
         if is_file and not file.is_file():
             raise ConfigError(f"no prompt file at {file}: give text_prompt= a file of prompts or a prompt")
-        source = file.read_text(encoding="utf-8").splitlines() if is_file else [source]
+        source = _lines(file) if is_file else [source]
     prompts = [text.strip() for text in source if text.strip()]
     if not prompts:
         raise ConfigError('no prompts: give --prompt "a red ball moves left", or text_prompt= a list or a file of them')
     return prompts
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text ({error}): save it as UTF-8") from None
 
 
 def choose_checkpoint(path: str) -> Path:

@@ -20,8 +20,8 @@ from shards.order import SampleOrder
 from shards.schema import LATENTS, text_column
 from stages import checkpoint
 from stages.checkpoint import Progress
-from stages.engine import Engine, Ranks, check_shared, mean_over_ranks, start_ranks
-from stages.errors import ConfigError, WorkError
+from stages.engine import Engine, Ranks, check_settings, check_shared, mean_over_ranks, start_ranks
+from stages.errors import ConfigError, WorkError, at_least
 from stages.loss import FlowLoss
 from stages.optimizer import OptimizerConfig, learning_rate
 from stages.output import output_folder, save_settings, save_summary
@@ -43,6 +43,11 @@ class StepConfig:
     keep_last: int = 2
     log_every: int = 10
     log_sample_ids: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "batch_size", "gradient_accumulation", "save_every", "keep_last", "log_every")
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"caption_dropout: found {self.caption_dropout}, expected 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,15 @@ class Source:
 
 def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
     """Open the shards and fix the order of samples. Raises DatasetError where they cannot be trained on."""
+    if not config.data.shards:
+        raise ConfigError("data.shards is not set: give data.shards=the output folder of an encode")
     column = text_column(config.data.text)
     dataset = Dataset.open(config.data.shards, text=column)
     vae = dataset.shared(LATENTS, "vae")
+    multiple = vae["spatial_factor"] * transformer_config(config).patch_size
+    for bucket in dataset.buckets:
+        if bucket.height % multiple or bucket.width % multiple:
+            raise ConfigError(f"bucket {bucket}: expected multiples of {multiple} pixels (VAE x model.patch_size)")
     batch = config.train.batch_size
     order = SampleOrder(
         {bucket.name: dataset.counts_per_shard(bucket) for bucket in dataset.buckets},
@@ -143,7 +154,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     # Where to start: the newest checkpoint of this run, or other weights, or fresh ones.
     resumed = checkpoint.newest(folder)
-    progress = Progress(0, 0, config.seed, config.train.batch_size, source.selection_hash)
+    progress = Progress(0, 0, config.seed, config.train.batch_size, config.data.window_shards, source.selection_hash)
     if resumed:
         progress = checkpoint.resume_point(resumed, progress, info)
         load_into(model, resumed, "model")
@@ -156,13 +167,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
         save_settings(folder, config)
     ranks.print(_opening(run, progress))
 
-    log = RunLog(folder, progress.step, config.train.steps) if ranks.main else None
+    start = progress.step
+    log = RunLog(folder, start, config.train.steps) if ranks.main else None
     started = time.perf_counter()
     progress = _loop(run, progress, log)
     summary: dict[str, Any] = {"steps": progress.step, "samples_seen": progress.samples_seen}
     if log:
         summary |= {"final_loss": log.last_loss, "seconds": round(time.perf_counter() - started, 1)}
-        save_summary(folder, summary)
+        if progress.step > start:
+            save_summary(folder, summary)
         log.close()
     return summary
 
@@ -197,18 +210,24 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             watch.add(settings.batch_size, settings.batch_size * tokens, waited_s)
             done = step + 1
 
-            # Report.
-            if done % settings.log_every == 0 or done == settings.steps:
+            logs = done % settings.log_every == 0 or done == settings.steps
+            saves = done % settings.save_every == 0 or done == settings.steps
+
+            # Check: nothing that is not finite is ever saved.
+            if logs or saves:
                 mean_loss = float(mean_over_ranks(torch.stack(losses).mean()))
                 if not math.isfinite(mean_loss):
                     raise WorkError(f"the loss is {mean_loss} at step {done}: lower optimizer.lr and run again")
+
+            # Report.
+            if logs:
                 if log:
                     keys = source.loader.keys(step) if settings.log_sample_ids else None
                     log.write(_metrics(config, done, mean_loss, norm, watch, keys))
                 watch = Stopwatch()
 
             # Save.
-            if done % settings.save_every == 0 or done == settings.steps:
+            if saves:
                 progress = progress.after(done)
                 checkpoint.save(run.folder, progress, run.info, source.null_text, run.engine, run.ranks)
                 if run.ranks.main:
@@ -234,6 +253,7 @@ def _metrics(
 def check(config: TrainConfig, world: int) -> None:
     """Raises ConfigError for settings that no run can have on this many ranks."""
     transformer_config(config)
+    check_settings(config.deepspeed)
     settings = config.train
     share = world * settings.gradient_accumulation
     if settings.batch_size % share:
@@ -241,9 +261,6 @@ def check(config: TrainConfig, world: int) -> None:
             f"train.batch_size: found {settings.batch_size}, expected a multiple of {share} "
             f"({world} ranks x train.gradient_accumulation {settings.gradient_accumulation})"
         )
-    for name in ("steps", "batch_size", "gradient_accumulation", "save_every", "keep_last", "log_every"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"train.{name}: found {getattr(settings, name)}, expected at least 1")
 
 
 def _engine(config: TrainConfig, model: Transformer, ranks: Ranks) -> Engine:

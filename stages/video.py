@@ -1,6 +1,6 @@
 """Writing videos and pictures that a person can open anywhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,16 +12,13 @@ BT709 = 1  # the code of ITU-T H.273 for primaries, transfer and matrix alike
 LIMITED_RANGE = 1
 
 
-def write_mp4(
-    path: Path, frames: np.ndarray, fps: float, *, crf: int = 16, metadata: Mapping[str, str] | None = None
-) -> None:
+def write_mp4(path: Path, frames: np.ndarray, fps: float, *, crf: int = 16) -> None:
     """H.264, yuv420p, BT.709, playable in a browser while it loads.
 
     frames: uint8 [T, H, W, 3] RGB, H and W even. crf: x264's quality, 0 is lossless.
     """
     options = {"movflags": "+faststart"}
     with av.open(str(path), "w", options=options) as container:
-        container.metadata.update(metadata or {})
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

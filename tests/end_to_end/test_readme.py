@@ -34,6 +34,10 @@ def test_both_readmes_have_the_same_commands() -> None:
     assert commands(CHINESE) == commands(README)
 
 
+def test_no_placeholder_is_left() -> None:
+    assert not re.search(r"TABLE|TODO", README + CHINESE)
+
+
 def test_the_file_tree_and_the_configs_that_readme_names_exist() -> None:
     named = re.findall(r"(?:configs|docs|models|pipelines|stages|shards|tests|benchmarks)/[\w./-]*", README)
     assert len(named) > 8
@@ -62,9 +66,14 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "data.metadata=…": f"data.metadata={data / 'InternVid-shapes.jsonl'}",
         "data.videos=…": f"data.videos={data / 'videos'}",
         "data.videos=my_videos": f"data.videos={data / 'videos'}",
-        "FILE": f"configs/{name}/shapes.yaml",
         "data.shards=DATASET": f"data.shards={road.shards}",
         "ckpt=RUN": f"ckpt={road.run}",
+        "samples=…": f"samples={road.samples}",
+        "run=RUN": f"run={road.run}",
+        "shards=DATASET": f"shards={road.shards}",
+        "output=RUN": f"output={tmp_path / 'run'}",
+        "output=DATASET": f"output={tmp_path / 'shards'}",
+        "output=datasets/mine": f"output={tmp_path / 'shards'}",
     }
     words = [places.get(word, word) for word in shlex.split(line)]
     if name == "train":
@@ -72,11 +81,12 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
     else:
         words[0] = sys.executable
     tiny = ["vae=tiny", "text_encoder=tiny", "clip={height: 64, width: 64, frames: 8}", "--dry-run"]
+    small = ["pretrained_model_path=tiny", "text_prompt=a red ball moves left", f"ckpt={road.run}", "steps=1"]
     ours = {
         "encode": tiny,
-        "train": [],
-        "sample": ["text_prompt=a red ball moves left", f"ckpt={road.run}", "steps=1", f"output={tmp_path}"],
-        "evaluate": [f"samples={road.samples}", f"run={road.run}", f"shards={road.shards}", f"output={tmp_path}"],
+        "train": ["model={preset: tiny}"],
+        "sample": [*small, "precision=fp32", f"output={tmp_path}"],
+        "evaluate": [f"output={tmp_path}"],
     }
     done = run(*words, *ours[name])
     expected = {"encode": "48 clips to encode", "train": "passes over them", "sample": "1 videos", "evaluate": "report"}

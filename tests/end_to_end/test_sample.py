@@ -74,6 +74,8 @@ def test_a_sample_does_not_depend_on_its_batch(guidance_scale: float) -> None:
         (["pretrained_model_path=no/models/here"], "no/models/here"),
         (["pretrained_model_path=OTHER"], "has another VAE than the checkpoint"),
         (["height=60"], "multiples of 16"),
+        (["frames=0"], "frames: found 0, expected at least 1"),
+        (["batch_size=0"], "batch_size: found 0"),
         (["guidence_scale=2"], "did you mean 'guidance_scale'"),
     ],
 )

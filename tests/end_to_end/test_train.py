@@ -71,8 +71,8 @@ def test_one_rank_takes_the_same_samples_in_the_same_order(road: Road, tmp_path:
 
     loaded = next(line for line in done.stdout.splitlines() if line.startswith("LOADED")).split()
     assert "stages.train" in loaded and "deepspeed" in loaded
-    encoders = ("transformers.models.t5", "diffusers.models.autoencoders", "decord", "av", "sentencepiece", "ray")
-    assert not [name for name in loaded if name.startswith(encoders) and name.partition(".")[0] != "available"]
+    assert not {"decord", "av", "sentencepiece", "ray"} & set(loaded)
+    assert not [name for name in loaded if name.startswith(("transformers.models.t5", "diffusers.models"))]
     assert not {"models.vae", "models.text", "stages.decode"} & set(loaded)
 
 
@@ -85,6 +85,11 @@ MISTAKES = [
     (["seed=1"], "belongs to another run (seed was 0, is 1)"),
     (["train.init_from=no/run", "output=OTHER"], "no/run does not exist"),
     (["deepspeed.bf16.enabled=true", "output=OTHER"], "deepspeed.bf16"),
+    (["deepspeed.zero_optimisation.stage=2"], "did you mean zero_optimization"),
+    (["train.gradient_accumulation=0"], "gradient_accumulation: found 0"),
+    (["optimizer.lr=-1"], "lr: found -1.0"),
+    (["data.window_shards=3"], "window_shards was 8, is 3"),
+    (["model.patch_size=3", "output=OTHER"], "expected multiples of 24 pixels"),
 ]
 
 ALL_MISTAKES = """
@@ -110,6 +115,21 @@ def test_bad_input_is_one_clear_line(road: Road, tmp_path: Path) -> None:
 def test_the_launcher_passes_the_users_mistake_on(road: Road) -> None:
     done = run(*deepspeed(2), *train_settings(road.shards, road.run), "train.batch_size=7", status=2)
     assert done.stderr.count("error: ") == 1
+
+
+def test_bf16_under_zero_3_with_activation_checkpointing_resumes_bit_equal(road: Road, tmp_path: Path) -> None:
+    def settings(folder: Path) -> list[str]:
+        return [*train_settings(road.shards, folder), "train.steps=2", "train.save_every=1", "train.precision=bf16",
+                "train.activation_checkpointing=true", "deepspeed.zero_optimization.stage=3"]  # fmt: skip
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(*deepspeed(2), *settings(whole))
+    shutil.copytree(whole, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "step-0000002")
+    run(*deepspeed(2), *settings(stopped))
+    for name in STATE:
+        ours, theirs = (folder / f"checkpoints/step-0000002/{name}.safetensors" for folder in (whole, stopped))
+        assert ours.read_bytes() == theirs.read_bytes(), name
 
 
 def test_weights_of_another_vae_are_refused(road: Road, tmp_path: Path) -> None:

@@ -90,7 +90,6 @@ def test_a_name_and_the_rest_of_a_section_merge_whatever_their_order(tmp_path: P
         ("height=64", "unknown key 'height', did you mean 'clip.height'"),
         ("work_dir=x", "did you mean 'output'"),
         ("load_from=x", "did you mean 'train.init_from'"),
-        ("--work_dir", "write output=VALUE"),
         ("clip.height", "settings are written key.path=value"),
         ("clip.height=tall", "clip.height: found 'tall', expected a whole number"),
         ("clip.height=64.5", "clip.height: found 64.5, expected a whole number"),

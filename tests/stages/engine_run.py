@@ -1,6 +1,6 @@
 """Run by test_engine.py, on two ranks and then on one: trains a small model whole, and stopped and resumed.
 
-usage: engine_run.py [--local_rank N] FOLDER; FOLDER/1, /2 and /3 take the results of that ZeRO stage.
+usage: engine_run.py [--local_rank N] FOLDER; each of CASES has a folder in FOLDER.
 """
 
 import sys
@@ -14,6 +14,7 @@ from stages.optimizer import OptimizerConfig, learning_rate
 
 STEPS, STOP, BATCH, ACCUMULATION = 6, 3, 8, 2
 KINDS = (WEIGHTS, *OPTIMIZER_STATES)
+CASES = ("fp32-1", "fp32-2", "fp32-3", "bf16-2")  # precision and ZeRO stage
 OPTIMIZER = OptimizerConfig(lr=1e-2, warmup_steps=2, decay="cosine", clip_norm=0.5)
 
 
@@ -30,8 +31,9 @@ def micro_batches(step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(inputs.chunk(ACCUMULATION), targets.chunk(ACCUMULATION), strict=True))
 
 
-def train(folder: Path, stage: int, first: int, last: int, name: str, ranks: Ranks) -> None:
+def train(folder: Path, first: int, last: int, name: str, ranks: Ranks) -> None:
     """Steps first..last, from the state saved at ``first``; saves the state as NAME-KIND.safetensors."""
+    precision, stage = folder.name.split("-")
     model = build_model()
     state = {}
     if first:
@@ -41,18 +43,19 @@ def train(folder: Path, stage: int, first: int, last: int, name: str, ranks: Ran
     engine = Engine(
         model,
         OPTIMIZER,
-        precision="fp32",
+        precision=precision,
         micro_batch=share,
         accumulation=ACCUMULATION,
-        deepspeed_settings={"zero_optimization": {"stage": stage}},
+        deepspeed_settings={"zero_optimization": {"stage": int(stage)}},
     )
     for kind, tensors in state.items():
         engine.scatter(kind, tensors)
     engine.set_step(first)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     for step in range(first, last):
         for inputs, targets in micro_batches(step):
-            engine.backward((engine.module(inputs[mine]) - targets[mine]).square().mean())
+            engine.backward((engine.module(inputs[mine].to(dtype)) - targets[mine]).square().mean())
         engine.step(learning_rate(step, STEPS, OPTIMIZER))
     for kind in KINDS:
         tensors = dict(engine.gather(kind))
@@ -64,9 +67,9 @@ def train(folder: Path, stage: int, first: int, last: int, name: str, ranks: Ran
 if __name__ == "__main__":
     root = Path(sys.argv[-1])  # the launcher puts --local_rank first
     ranks = start_ranks()
-    for stage in (1, 2, 3):
-        folder = root / str(stage)
+    for case in CASES:
+        folder = root / case
         if ranks.world > 1:
-            train(folder, stage, 0, STEPS, "whole", ranks)
-            train(folder, stage, 0, STOP, str(STOP), ranks)
-        train(folder, stage, STOP, STEPS, f"resumed-{ranks.world}", ranks)
+            train(folder, 0, STEPS, "whole", ranks)
+            train(folder, 0, STOP, str(STOP), ranks)
+        train(folder, STOP, STEPS, f"resumed-{ranks.world}", ranks)
