@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 from benchmarks.table import Row, report
-from stages.decode import decode_clip, probe
+from stages.decode import decode_clip
 from stages.errors import DecodeError
+from stages.pyav_reader import probe
 
 PACKAGES = ("torch", "deepspeed", "ray", "av", "diffusers", "transformers")
 

@@ -19,11 +19,12 @@ from models.vae import FrozenVAE
 from shards.dataset import require_equal, write_null_text
 from shards.schema import CAPTION_HASH, KEY, LATENTS, MEAN, STD, TEXT, TOKENS, Bucket, Reject, Sample
 from shards.writer import Commit, commit_path, read_commit, write_shard
+from stages.decode import Frames
 from stages.errors import DecodeError, WorkError, at_least
 from stages.plan import PlannedClip, ShardPlan
 
-Decode = Callable[[Sequence[PlannedClip]], Iterator["np.ndarray | DecodeError"]]
-"""Gives, for each clip in order, its frames (uint8 [T, H, W, 3]) or why it has none."""
+Decode = Callable[[Sequence[PlannedClip]], Iterator[Frames | DecodeError]]
+"""Gives, for each clip in order, its frames or why it has none."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,13 @@ class LatentWorker:
             if isinstance(frames, DecodeError):
                 rejects.append(Reject(clip.key, frames.reason, str(frames)))
                 continue
-            mean, std = self._vae.encode_posterior(frames)  # [T, C, h, w]
+            mean, std = self._vae.encode_posterior(frames.pixels)  # [T, C, h, w]
             members = {MEAN: mean, STD: std} if self._store_std else {MEAN: mean}
             halves = {name: _half(array) for name, array in members.items()}
             if not all(np.isfinite(array).all() for array in halves.values()):
                 rejects.append(Reject(clip.key, "non_finite", "its latents overflow float16 or are not numbers"))
                 continue
-            yield Sample(clip.key, halves, _attributes(clip, mean))
+            yield Sample(clip.key, halves, _attributes(clip, frames.start_s, mean))
 
 
 class TextWorker:
@@ -167,12 +168,12 @@ def _half(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float16)
 
 
-def _attributes(clip: PlannedClip, mean: np.ndarray) -> dict[str, Any]:
+def _attributes(clip: PlannedClip, start_s: float, mean: np.ndarray) -> dict[str, Any]:
     return {
         "duration_s": clip.duration_s,
         "caption": clip.caption,
         "source": clip.source,
-        "start_s": clip.start_s,
+        "start_s": start_s,
         "aesthetic": clip.aesthetic,
         "umt": clip.umt,
         "latent_motion": latent_motion(mean),

@@ -11,7 +11,9 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,9 +21,7 @@ from PIL import Image, ImageOps
 from stages.errors import DecodeError
 from stages.fit import cover, crop_centre
 from stages.plan import PlannedClip
-from stages.pyav_reader import Deadline, Shown, VideoInfo, probe, read_shown
-
-__all__ = ["POLICY", "Decoder", "VideoInfo", "decode_clip", "decode_image", "decode_source", "hard_deadline", "probe"]
+from stages.pyav_reader import Deadline, Shown, read_shown
 
 Decoder = Literal["pyav", "decord"]
 
@@ -50,22 +50,32 @@ _PILLOW_ERRORS = (  # what its parsers raise on damaged files
 )
 
 
+@dataclass(frozen=True)
+class Frames:
+    """What a bucket holds of a clip: uint8 [T, H, W, 3] RGB, and where in its file it starts."""
+
+    pixels: np.ndarray
+    start_s: float
+
+
 def decode_source(
     clip: PlannedClip, frames: int, height: int, width: int, *, timeout_s: float, decoder: Decoder
-) -> np.ndarray:
-    """The frames of a planned clip, a video or a picture: see ``decode_clip`` and ``decode_image``."""
+) -> Frames:
+    """The frames of a planned clip, a video or a picture: see ``decode_clip`` and ``decode_image``.
+
+    A file may be shorter than its metadata says: where the planned window lies beyond its end, the clip's
+    beginning is taken.
+    """
     if clip.kind == "image":
-        return decode_image(clip.path, height, width)
-    return decode_clip(
-        clip.path,
-        start_s=clip.start_s,
-        frames=frames,
-        fps=clip.fps,
-        height=height,
-        width=width,
-        timeout_s=timeout_s,
-        decoder=decoder,
-    )
+        return Frames(decode_image(clip.path, height, width), 0.0)
+    settings: dict[str, Any] = {"fps": clip.fps, "height": height, "width": width, "decoder": decoder}
+    decode = partial(decode_clip, clip.path, frames=frames, timeout_s=timeout_s, **settings)
+    try:
+        return Frames(decode(start_s=clip.start_s), clip.start_s)
+    except DecodeError as error:
+        if error.reason != "too_short" or clip.start_s == clip.clip_start_s:
+            raise
+    return Frames(decode(start_s=clip.clip_start_s), clip.clip_start_s)
 
 
 def decode_clip(

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from shards.schema import Bucket
-from stages.decode import Decoder, decode_source, hard_deadline
+from stages.decode import Decoder, Frames, decode_source, hard_deadline
 from stages.errors import ConfigError, DecodeError, WorkError, at_least
 from stages.plan import PlannedClip, ShardPlan
 
@@ -131,7 +130,7 @@ class _DecodeTask:
     runtime: RuntimeConfig
     decoder: Decoder
 
-    def decode_ahead(self, clips: Sequence[PlannedClip]) -> Iterator["np.ndarray | DecodeError"]:
+    def decode_ahead(self, clips: Sequence[PlannedClip]) -> Iterator[Frames | DecodeError]:
         """Each clip's frames, or why it has none, in order."""
         clip_bytes = 3 * self.bucket.frames * self.bucket.height * self.bucket.width
         ahead = max(1, self.runtime.decode_window_mb * 1_000_000 // clip_bytes)
@@ -142,7 +141,7 @@ class _DecodeTask:
                 pending.append(_decode.remote(following, self))
             yield self._result(pending.popleft(), clip)
 
-    def _result(self, reference: Any, clip: PlannedClip) -> "np.ndarray | DecodeError":
+    def _result(self, reference: Any, clip: PlannedClip) -> Frames | DecodeError:
         for attempt in range(self.runtime.attempts):
             if attempt:
                 reference = _decode.remote(clip, self)
@@ -156,7 +155,7 @@ class _DecodeTask:
 
 
 @ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
-def _decode(clip: PlannedClip, task: _DecodeTask) -> "np.ndarray | DecodeError":
+def _decode(clip: PlannedClip, task: _DecodeTask) -> Frames | DecodeError:
     bucket, timeout_s = task.bucket, task.runtime.clip_timeout_s
     try:
         with hard_deadline(HANGING * timeout_s):

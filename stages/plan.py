@@ -52,9 +52,6 @@ __all__ = [
 
 MISSING_FILE, TOO_SHORT = "missing_file", "too_short"
 
-TAIL_MS = 250
-"""Windows keep away from a clip's end: files that were cut often end a little before their timestamps say."""
-
 BATCH_ROWS = 65536
 _SETTINGS = b"clip"  # where the table keeps what it was planned with
 
@@ -212,7 +209,7 @@ class _Planner:
         frames, span_ms = fitting[0]
         bucket = Bucket(self._config.clip.height, self._config.clip.width, frames)
         seed = xxhash.xxh3_64_intdigest(f"{clip} {bucket}".encode())
-        return _Window(bucket, seed % (max(0, row.duration_ms - span_ms - TAIL_MS) + 1))
+        return _Window(bucket, seed % (max(0, row.duration_ms - span_ms) + 1))
 
     def _place(self, entry: dict[str, Any], row: Row, window: _Window) -> None:
         bucket = window.bucket
@@ -225,6 +222,7 @@ class _Planner:
                 "bucket": bucket.name,
                 "window": 0,
                 "start_s": (row.start_ms + window.start_ms) / 1000,
+                "clip_start_s": row.start_ms / 1000,
                 "fps": self._config.clip.fps,
             }
         )

@@ -48,7 +48,8 @@ PLAN_SCHEMA = pa.schema(
         ("shard", pa.int32()),
         ("row", pa.int32()),
         ("window", pa.int32()),
-        ("start_s", pa.float64()),  # in the file
+        ("start_s", pa.float64()),  # of the window, in the file
+        ("clip_start_s", pa.float64()),  # of the whole clip, in the file
         ("fps", pa.float64()),
     ]
 )
@@ -64,6 +65,7 @@ _PART = re.compile(r"[0-9]{6}\.parquet")
 class PlannedClip:
     """A clip to decode: ``fps`` frames a second of ``path`` from ``start_s`` (after the file's first frame).
 
+    ``clip_start_s`` is where the clip begins, of which ``start_s`` begins a window.
     ``kind`` is "video" or "image". ``duration_s`` is what the metadata says of the whole clip.
     """
 
@@ -72,6 +74,7 @@ class PlannedClip:
     kind: str
     path: str
     start_s: float
+    clip_start_s: float
     fps: float
     duration_s: float
     caption: str

@@ -109,7 +109,7 @@ def test_another_way_of_encoding_is_refused_by_name(shards: Path) -> None:
     assert hashes(shards) == before
 
 
-@pytest.mark.parametrize("commits", [1, 2, 4])
+@pytest.mark.parametrize("commits", [1, 4])
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(commits: int, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     settings = ["--input", "shapes", f"output={folder}", f"data.videos={shards.parent / 'data'}", *SMALL]
@@ -138,7 +138,7 @@ def test_a_decoder_that_hangs_costs_one_clip(tmp_path: Path, shards: Path) -> No
     os.mkfifo(videos / "hangs.mp4")  # opening it waits for a writer that never comes
     run(*command("encode"), "--input", "internvid", f"data.metadata={metadata}", f"data.videos={videos}", "vae=tiny",
         "text_encoder=tiny", f"output={tmp_path / 'shards'}", "clip={height: 64, width: 64, frames: 8}",
-        "runtime.clip_timeout_s=3", "runtime.attempts=2")  # fmt: skip
+        "runtime.clip_timeout_s=1", "runtime.attempts=2")  # fmt: skip
     summary = json.loads((tmp_path / "shards" / "summary.json").read_text())
     assert summary["written"] == 3 and summary["rejected"] == {"decoder_crash": 1}
 
@@ -204,6 +204,6 @@ def test_bad_input_is_one_clear_line(
     for name, place in places.items():
         settings = [text.replace(name, place) for text in settings]
     tiny = [] if any(text.startswith("vae=") for text in settings) else ["vae=tiny"]
-    assert run_command(main, [*settings, *tiny, "text_encoder.name=tiny", *SMALL]) == 2
+    assert run_command(main, [*SMALL, *tiny, "text_encoder.name=tiny", *settings]) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("error: ") and message in told

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.decode import Decoder, decode_clip, decode_image, hard_deadline, probe
+from stages.decode import Decoder, decode_clip, decode_image, decode_source, hard_deadline
 from stages.decord_reader import read_shown_by_decord
 from stages.errors import DecodeError
-from stages.pyav_reader import Deadline
+from stages.plan import PlannedClip
+from stages.pyav_reader import Deadline, probe
 from tests.videos import (
     cut_without_encoding,
     flip_bits,
@@ -438,3 +439,19 @@ def test_every_valid_odd_video_decodes_and_every_broken_one_is_named(assets: Pat
             count = max(1, int(probe(str(path)).duration_s * 8 + 1e-6))
             assert len(decode(path, count)) == count, path.name
             assert reason(path, count + 2) == "too_short", path.name
+
+
+def test_a_window_beyond_the_end_of_a_file_falls_back_to_the_clips_beginning(tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "short.mp4", numbered(48), rate=24))  # 2 s, whatever its metadata says
+
+    def planned(start_s: float, clip_start_s: float) -> PlannedClip:
+        return PlannedClip("k", "s", "video", path, start_s, clip_start_s, 8.0, 9.0, "", None, None)
+
+    def start(clip: PlannedClip) -> float:
+        return decode_source(clip, 8, 32, 32, timeout_s=60, decoder="pyav").start_s
+
+    assert start(planned(0.5, 0.25)) == 0.5
+    assert start(planned(5.0, 0.25)) == 0.25
+    with pytest.raises(DecodeError) as error:
+        start(planned(5.0, 1.5))
+    assert error.value.reason == "too_short"

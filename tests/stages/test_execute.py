@@ -14,6 +14,7 @@ from shards.errors import DatasetError
 from shards.schema import Bucket
 from stages import execute
 from stages.columns import Decode, ShardReport
+from stages.decode import Frames
 from stages.errors import DecodeError, WorkError
 from stages.execute import RuntimeConfig, run_shards
 from stages.plan import PlannedClip, ShardPlan
@@ -35,7 +36,7 @@ class Worker:
             (self.folder / f"death-{os.getpid()}").touch()
             os._exit(1)
         statuses = [
-            f"{clip.key} {outcome.reason if isinstance(outcome, DecodeError) else outcome.shape}"
+            f"{clip.key} {outcome.reason if isinstance(outcome, DecodeError) else outcome.pixels.shape}"
             for clip, outcome in zip(plan.clips, decode(plan.clips), strict=True)
         ]
         return ShardReport(plan.bucket.name, plan.number, dict.fromkeys(statuses, 1))
@@ -60,7 +61,7 @@ def plans(tmp_path: Path) -> list[ShardPlan]:
     (tmp_path / "bad.mp4").write_bytes(b"no video")
 
     def clip(key: str, path: str) -> PlannedClip:
-        return PlannedClip(key, key, "video", path, 0.0, 8.0, 1.0, "a caption", None, None)
+        return PlannedClip(key, key, "video", path, 0.0, 0.0, 8.0, 1.0, "a caption", None, None)
 
     names = [(f"{number}a", f"{number}b", f"{number}c") for number in range(3)]
     paths = (good, str(tmp_path / "bad.mp4"), good)
@@ -105,5 +106,6 @@ def test_decoding_loads_no_torch() -> None:
 def test_frames_are_uint8_of_the_final_size(ray: None, plans: list[ShardPlan]) -> None:
     task = execute._DecodeTask(BUCKET, RuntimeConfig(), "pyav")
     first, second, third = task.decode_ahead(plans[0].clips)
-    assert isinstance(first, np.ndarray) and first.dtype == np.uint8 and np.array_equal(first, third)
+    assert isinstance(first, Frames) and isinstance(third, Frames)
+    assert first.pixels.dtype == np.uint8 and np.array_equal(first.pixels, third.pixels)
     assert isinstance(second, DecodeError)

@@ -126,6 +126,7 @@ def test_every_row_has_its_place_in_the_table() -> None:
         "kind": "video",
         "path": "/videos/good.mp4",
         "start_s": 0.0,
+        "clip_start_s": 0.0,
         "fps": 8.0,
         "duration_s": 1.0,
         "caption": "a dog",
@@ -273,7 +274,7 @@ def test_internvid_mini_is_accounted_for(assets: Path) -> None:
     (shard,) = shard_plans(table, videos)
     for planned in shard.clips:
         try:
-            assert decode_source(planned, 8, 64, 64, timeout_s=60, decoder="pyav").shape == (8, 64, 64, 3)
+            assert decode_source(planned, 8, 64, 64, timeout_s=60, decoder="pyav").pixels.shape == (8, 64, 64, 3)
         except DecodeError as error:
             rejects[planned.source] = error.reason
     assert rejects == {
