@@ -138,7 +138,7 @@ def test_a_decoder_that_hangs_costs_one_clip(tmp_path: Path, shards: Path) -> No
     os.mkfifo(videos / "hangs.mp4")  # opening it waits for a writer that never comes
     run(*command("encode"), "--input", "internvid", f"data.metadata={metadata}", f"data.videos={videos}", "vae=tiny",
         "text_encoder=tiny", f"output={tmp_path / 'shards'}", "clip={height: 64, width: 64, frames: 8}",
-        "runtime.clip_timeout_s=1", "runtime.attempts=2")  # fmt: skip
+        "runtime.clip_timeout_s=2", "runtime.attempts=2")  # fmt: skip
     summary = json.loads((tmp_path / "shards" / "summary.json").read_text())
     assert summary["written"] == 3 and summary["rejected"] == {"decoder_crash": 1}
 
