@@ -24,10 +24,9 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float, *, crf: int = 16) -> N
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(crf)}
         context = stream.codec_context
-        context.thread_count = 1  # x264 cuts frames by threads: equal frames give equal files
+        context.thread_count = 1  # x264 cuts frames by threads
         context.color_primaries = context.color_trc = context.colorspace = BT709
         context.color_range = LIMITED_RANGE
-        # One thread: now and then swscale with several gives another picture, and equal frames must give equal files.
         for image in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", threads=1)

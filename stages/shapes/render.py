@@ -55,7 +55,7 @@ TRAVEL_SHARE = (0.28, 0.54)
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """What is rendered; equal configs give equal files.
+    """What is rendered; equal configs give equal frames.
 
     Attributes:
         clips: number of clips; the training combinations take turns, so that each has an equal share.
