@@ -81,7 +81,7 @@ def write_whole(path: Path, final_name: Callable[[], str] | None = None) -> Iter
         yield file
         _flush(file)
         os.replace(temporary, path.with_name(final_name()) if final_name else path)
-    _flush_folder(path.parent)
+    flush(path.parent)
 
 
 def create_exclusive(path: Path, data: bytes) -> bool:
@@ -93,7 +93,7 @@ def create_exclusive(path: Path, data: bytes) -> bool:
             os.link(temporary, path)  # unlike a rename, fails where the name is taken
         except FileExistsError:
             return False
-    _flush_folder(path.parent)
+    flush(path.parent)
     return True
 
 
@@ -113,9 +113,9 @@ def _flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
-    """Makes a new name in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Makes a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

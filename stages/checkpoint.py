@@ -6,7 +6,6 @@ filled under a hidden name and renamed when it is complete, so one that can be s
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.weights import CHECKPOINTS, CheckpointInfo, find_checkpoint, read_info, save_checkpoint
+from shards import storage
 from stages.engine import WEIGHTS, Engine, Ranks, barrier
 from stages.errors import ConfigError
 
@@ -62,24 +62,15 @@ def save(
     weights = {"model": _gather(engine, WEIGHTS, ranks), "ema": _gather(engine, "ema", ranks)}
     if ranks.main:
         for path in hidden.iterdir():
-            _sync(path)
+            storage.flush(path)
         mask = torch.ones(len(null_text), dtype=torch.bool)
         save_checkpoint(hidden, replace(info, step=progress.step), weights, (null_text, mask))
-        _sync(hidden)
+        storage.flush(hidden)
         if folder.exists():  # a damaged one, which the run did not resume from
             _remove(folder)
         hidden.rename(folder)
-        _sync(folder.parent)
+        storage.flush(folder.parent)
     barrier()
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:
