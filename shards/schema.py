@@ -27,7 +27,7 @@ MEAN, STD, TEXT = "mean.npy", "std.npy", "text.npy"  # a member is KEY.mean.npy,
 
 KEY, STATUS, MESSAGE, SHARD = "key", "status", "message", "shard"
 OFFSET, LENGTH, CHECKSUM, SHAPE = "offset", "length", "checksum", "shape"
-TOKENS, CAPTION_HASH = "tokens", "caption_hash"
+TOKENS, CAPTION, CAPTION_HASH = "tokens", "caption", "caption_hash"
 WRITTEN = "written"  # the status of a clip that has a record; any other status is the reason of its reject
 
 _LOCATION = [  # where a record is; null for a reject
@@ -38,14 +38,20 @@ _LOCATION = [  # where a record is; null for a reject
 ]
 _LATENTS_ATTRIBUTES = [
     pa.field("duration_s", pa.float64()),
-    pa.field("caption", pa.string()),
+    pa.field(CAPTION, pa.string()),
     pa.field("source", pa.string()),
     pa.field("start_s", pa.float64()),
     pa.field("aesthetic", pa.float64()),  # null where the metadata has none
-    pa.field("umt", pa.float64()),  # null where the metadata has none
+    pa.field("umt", pa.float64()),
+    pa.field("matching_score", pa.float64()),
+    pa.field("desirable_filtering", pa.string()),
     pa.field("latent_motion", pa.float64()),  # mean |z[t+1] - z[t]| over the spatial standard deviation
 ]
-_TEXT_ATTRIBUTES = [pa.field(TOKENS, pa.int32()), pa.field(CAPTION_HASH, pa.string())]
+_TEXT_ATTRIBUTES = [
+    pa.field(TOKENS, pa.int32()),
+    pa.field(CAPTION_HASH, pa.string()),
+    pa.field(CAPTION, pa.string()),  # null where it is the clip's own
+]
 
 _BLOCK = 512  # of a tar, bytes
 _NPY_VERSION = (1, 0)

@@ -17,7 +17,7 @@ import xxhash
 from models.text import LENGTHS, TextEncoder, clean_caption
 from models.vae import FrozenVAE
 from shards.dataset import require_equal, write_null_text
-from shards.schema import CAPTION_HASH, KEY, LATENTS, MEAN, STD, TEXT, TOKENS, Bucket, Reject, Sample
+from shards.schema import CAPTION, CAPTION_HASH, KEY, LATENTS, MEAN, STD, TEXT, TOKENS, Bucket, Reject, Sample
 from shards.writer import Commit, commit_path, read_commit, write_shard
 from stages.decode import Frames
 from stages.errors import DecodeError, WorkError, at_least
@@ -155,7 +155,11 @@ class TextWorker:
             text = embeddings[cleaned]
             if not np.isfinite(text).all():
                 raise WorkError(f"no finite float16 embedding of {caption!r}: set text_encoder.precision=fp32")
-            attributes = {TOKENS: len(text), CAPTION_HASH: xxhash.xxh3_64_hexdigest(cleaned.encode())}
+            attributes = {
+                TOKENS: len(text),
+                CAPTION_HASH: xxhash.xxh3_64_hexdigest(cleaned.encode()),
+                CAPTION: None,
+            }
             yield Sample(key, {TEXT: text}, attributes)
 
 
@@ -176,6 +180,8 @@ def _attributes(clip: PlannedClip, start_s: float, mean: np.ndarray) -> dict[str
         "start_s": start_s,
         "aesthetic": clip.aesthetic,
         "umt": clip.umt,
+        "matching_score": clip.matching_score,
+        "desirable_filtering": clip.desirable_filtering,
         "latent_motion": latent_motion(mean),
     }
 

@@ -49,6 +49,8 @@ class Row:
     duration_ms: int = 0
     aesthetic: float | None = None
     umt: float | None = None
+    matching_score: float | None = None
+    desirable_filtering: str | None = None
     reason: str | None = None
     message: str | None = None
 

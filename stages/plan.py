@@ -175,6 +175,8 @@ class _Planner:
             "caption": row.caption,
             "aesthetic": row.aesthetic,
             "umt": row.umt,
+            "matching_score": row.matching_score,
+            "desirable_filtering": row.desirable_filtering,
         }
         if occurrence and not row.reason:
             self._write(entry | {"status": DUPLICATE})

@@ -42,6 +42,8 @@ PLAN_SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("aesthetic", pa.float64()),
         ("umt", pa.float64()),
+        ("matching_score", pa.float64()),
+        ("desirable_filtering", pa.string()),
         # Only planned clips have what follows.
         ("key", pa.string()),
         ("bucket", pa.string()),
@@ -80,6 +82,8 @@ class PlannedClip:
     caption: str
     aesthetic: float | None
     umt: float | None
+    matching_score: float | None
+    desirable_filtering: str | None
 
 
 @dataclass(frozen=True)

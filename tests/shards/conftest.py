@@ -26,6 +26,8 @@ def _latents(key: str, seed: int, std: bool) -> Sample:
         "start_s": 0.5,
         "aesthetic": None if seed % 2 else 4.75,
         "umt": None,
+        "matching_score": 0.5,
+        "desirable_filtering": "desirable",
         "latent_motion": 0.25,
     }
     return Sample(key, members, attributes)
@@ -34,7 +36,7 @@ def _latents(key: str, seed: int, std: bool) -> Sample:
 def _text(key: str, seed: int, column: str) -> Sample:
     draw = np.random.default_rng([seed, *column.encode()])
     text = draw.normal(size=(1 + seed % 7, 6)).astype(np.float16)
-    return Sample(key, {TEXT: text}, {"tokens": len(text), "caption_hash": f"{seed:04x}"})
+    return Sample(key, {TEXT: text}, {"tokens": len(text), "caption_hash": f"{seed:04x}", "caption": None})
 
 
 def make_samples(count: int, start: int = 0, *, column: str = LATENTS, std: bool = False):

@@ -120,7 +120,7 @@ from shards.schema import Sample
 from shards.writer import write_shard
 os.{moment} = lambda *args, **kwargs: os._exit(9)
 text = np.ones((2, 3), np.float16)
-found = [Sample(key, {{"text.npy": text}}, {{"tokens": 2, "caption_hash": "0"}}) for key in ("a", "b")]
+found = [Sample(key, {{"text.npy": text}}, {{"tokens": 2, "caption_hash": "0", "caption": None}}) for key in ("a", "b")]
 write_shard({str(folder)!r}, 0, found, fingerprint_hash="f")
 """
     root = Path(shards.__file__).parents[1]
@@ -128,7 +128,7 @@ write_shard({str(folder)!r}, 0, found, fingerprint_hash="f")
     assert committed_numbers(folder) == []
     assert [name for name in visible(folder) if moment != "link"] == []
     text = np.ones((2, 3), np.float16)
-    found = [Sample(key, {TEXT: text}, {"tokens": 2, "caption_hash": "0"}) for key in ("a", "b")]
+    found = [Sample(key, {TEXT: text}, {"tokens": 2, "caption_hash": "0", "caption": None}) for key in ("a", "b")]
     assert write_shard(folder, 0, found, fingerprint_hash="f") == write_shard(
         never_killed, 0, found, fingerprint_hash="f"
     )

@@ -69,9 +69,10 @@ def write_shards(folder: Path, name: str = "shapes") -> None:
 def _sample(bucket: str, number: int, column: str) -> Sample:
     key = make_key("clip", bucket, number)
     if column != LATENTS:
-        return Sample(key, {TEXT: np.zeros((3, 6), np.float16)}, {"tokens": 3, "caption_hash": "00"})
+        return Sample(key, {TEXT: np.zeros((3, 6), np.float16)}, {"tokens": 3, "caption_hash": "00", "caption": None})
     attributes = {"duration_s": 1.0, "caption": "a clip", "source": "clip.mp4", "start_s": 0.0}
-    attributes |= {"aesthetic": None, "umt": None, "latent_motion": 0.1}
+    attributes |= {"aesthetic": None, "umt": None, "matching_score": None, "desirable_filtering": None}
+    attributes |= {"latent_motion": 0.1}
     return Sample(key, {MEAN: np.zeros((2, 4, 8, 8), np.float16)}, attributes)
 
 

@@ -445,7 +445,7 @@ def test_a_window_beyond_the_end_of_a_file_falls_back_to_the_clips_beginning(tmp
     path = str(write_video(tmp_path / "short.mp4", numbered(48), rate=24))  # 2 s, whatever its metadata says
 
     def planned(start_s: float, clip_start_s: float) -> PlannedClip:
-        return PlannedClip("k", "s", "video", path, start_s, clip_start_s, 8.0, 9.0, "", None, None)
+        return PlannedClip("k", "s", "video", path, start_s, clip_start_s, 8.0, 9.0, "", None, None, None, None)
 
     def start(clip: PlannedClip) -> float:
         return decode_source(clip, 8, 32, 32, timeout_s=60, decoder="pyav").start_s

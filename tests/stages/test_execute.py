@@ -61,7 +61,7 @@ def plans(tmp_path: Path) -> list[ShardPlan]:
     (tmp_path / "bad.mp4").write_bytes(b"no video")
 
     def clip(key: str, path: str) -> PlannedClip:
-        return PlannedClip(key, key, "video", path, 0.0, 0.0, 8.0, 1.0, "a caption", None, None)
+        return PlannedClip(key, key, "video", path, 0.0, 0.0, 8.0, 1.0, "a caption", None, None, None, None)
 
     names = [(f"{number}a", f"{number}b", f"{number}c") for number in range(3)]
     paths = (good, str(tmp_path / "bad.mp4"), good)

@@ -132,6 +132,8 @@ def test_every_row_has_its_place_in_the_table() -> None:
         "caption": "a dog",
         "aesthetic": 5.5,
         "umt": 0.4,
+        "matching_score": None,
+        "desirable_filtering": None,
     }
     assert re.fullmatch(r"good_[0-9a-f]{16}", planned.key)
 
