@@ -6,9 +6,7 @@ show (rotation and non-square pixels applied), and cropped around its centre.
 """
 
 import faulthandler
-import struct
 import sys
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,38 +14,25 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from stages.errors import DecodeError
-from stages.fit import cover, crop_centre
+from stages.picture import decode_image
 from stages.plan import PlannedClip
-from stages.pyav_reader import Deadline, Shown, read_shown
+from stages.pyav_frames import Deadline
+from stages.pyav_reader import Shown, read_shown
 
 Decoder = Literal["pyav", "decord"]
 
 POLICY = {
     "frames": "by timestamp",
     "resize": "cover, bicubic, antialiased, swscale",
-    "crop": "centre",
+    "crop": "centre, as much as the sampling grid allows before scaling",
 }
 """What decoding does beside size, rate and decoder: part of the fingerprint of what is made of the frames."""
 
 REPEATS_SHARE = 0.25
 RATE_SLACK = 0.98
 """See ``_check_rate``."""
-
-_PILLOW_ERRORS = (  # what its parsers raise on damaged files
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True)
@@ -91,8 +76,9 @@ def decode_clip(
 ) -> np.ndarray:
     """``frames`` frames from ``start_s`` (seconds after the video's first frame), uint8 [T, H, W, 3] RGB.
 
-    ``decoder`` "pyav" reads the video once and sees damage that H.264 and MPEG-4 decoders hide. "decord" asks
-    decord and leaves to PyAV what decord cannot decode or would mistime.
+    ``decoder`` "pyav" reads the video once and sees damage that H.264 and MPEG-4 decoders hide, but for damage
+    in frames that none of the wanted ones needs. "decord" asks decord and leaves to PyAV what decord cannot
+    decode or would mistime.
 
     Raises DecodeError, whose reason is one of
     missing_file   there is no such file
@@ -112,24 +98,7 @@ def decode_clip(
     if shown is None:
         shown = read_shown(path, wanted_s, height, width, deadline)
     _check_rate(shown, frames, fps)
-    return np.repeat(np.stack(shown.pictures), shown.times, axis=0)
-
-
-def decode_image(path: str, height: int, width: int) -> np.ndarray:
-    """A picture as a clip of one frame, uint8 [1, H, W, 3] RGB.
-
-    Upright by its EXIF tag; white where it is transparent. Raises DecodeError: missing_file or undecodable.
-    """
-    try:
-        with Image.open(path) as file:
-            picture = _eight_bit(ImageOps.exif_transpose(file))
-    except FileNotFoundError:
-        raise DecodeError("missing_file", "there is no such file") from None
-    except _PILLOW_ERRORS as error:
-        raise DecodeError("undecodable", f"not a picture that can be read: {error}") from error
-    scaled = cover((picture.height, picture.width), height, width)
-    rgb = np.asarray(picture.resize((scaled[1], scaled[0]), Image.Resampling.BICUBIC))
-    return crop_centre(rgb, height, width)[None].copy()
+    return np.stack([picture for picture, times in zip(shown.pictures, shown.times, strict=True) for _ in range(times)])
 
 
 @contextmanager
@@ -157,14 +126,3 @@ def _check_rate(shown: Shown, frames: int, fps: float) -> None:
         rate = f"{shown.source_fps:.3g} fps" if shown.source_fps else "an unknown rate"
         message = f"{repeats} of {frames} frames at {fps:g} fps would be repeats: the source has {rate}"
         raise DecodeError("low_frame_rate", message)
-
-
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """A picture of any mode as 8-bit RGB."""
-    if picture.mode.startswith("I;16"):  # Pillow would clip at 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")

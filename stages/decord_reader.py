@@ -10,7 +10,8 @@ import decord
 import numpy as np
 
 from stages.fit import cover, crop_centre
-from stages.pyav_reader import Deadline, Shown, probe, too_short
+from stages.pyav_frames import Deadline, too_short
+from stages.pyav_reader import Shown, probe
 
 GROUP_FRAMES = 8
 """Frames decoded between two looks at the clock."""
