@@ -1,4 +1,4 @@
-"""A line chart as plain numbers. The report's template draws it, so that it follows the reader's screen and colours.
+"""Charts as plain numbers. A page's template draws them, so that they follow the reader's screen and colours.
 
 Positions are per cent of the plot, from its top left corner.
 """
@@ -17,6 +17,8 @@ MOST_BINS = 400
 MOST_TICKS = 6
 LOG_FROM_RATIO = 5
 """Positive values that span more than this get a logarithmic axis."""
+TAIL_SHARE = 0.005
+"""A histogram leaves out so much at either end where that halves its width."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,26 @@ class Chart:
     def last(self) -> str:
         """The smoothed value at the end."""
         return self.readout[-1][3]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Values from ``left`` to ``left + width``; their number as a height and in words."""
+
+    left: float
+    width: float
+    height: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How values are spread. ``outside`` counts those in the tails that are not drawn."""
+
+    bars: list[Bar]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    outside: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,26 @@ def line_chart(steps: Sequence[float], values: Sequence[float], *, from_zero: bo
     )
 
 
+def histogram(values: np.ndarray) -> Histogram:
+    """How many of the finite ``values``, one or more, lie in each of some bins with round edges."""
+    low, high = _without_tails(values)
+    whole = bool(np.all(values == np.rint(values)))
+    grid = _whole_ticks(low, high + 1) if whole else ticks(low, high)  # a whole number starts its bin
+    parts = next(n for n in (5, 2, 1) if not whole or (grid[1] - grid[0]) % n == 0)
+    edges = np.linspace(grid[0], grid[-1], (len(grid) - 1) * parts + 1)
+    counts = np.histogram(values, edges)[0].tolist()
+    y_values = _whole_ticks(0, max(1, *counts))
+    x_axis, y_axis = _Axis(grid[0], grid[-1]), _Axis(y_values[-1], y_values[0])
+    at = x_axis.place(edges).round(3).tolist()
+    last_of_bin = 1 if whole else 0
+    bars = []
+    for place, count in enumerate(counts):
+        first, last = number(round(edges[place], 9)), number(round(edges[place + 1] - last_of_bin, 9))
+        label = f"{first if first == last else f'{first} to {last}'}: {count:,}"
+        bars.append(Bar(at[place], at[place + 1] - at[place], round(100 * count / y_values[-1], 3), label))
+    return Histogram(bars, x_axis.ticks(grid), y_axis.ticks(y_values), len(values) - sum(counts))
+
+
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers, evenly spaced, that enclose low..high: 1, 2 or 5 times a power of ten apart."""
     if high <= low:
@@ -113,6 +155,17 @@ def log_ticks(low: float, high: float) -> list[float]:
 def number(value: float) -> str:
     """A number for a person: 2,400 or 0.05."""
     return f"{value:,.10g}"
+
+
+def _whole_ticks(low: float, high: float) -> list[float]:
+    return sorted({float(round(value)) for value in ticks(low, high)})
+
+
+def _without_tails(values: np.ndarray) -> tuple[float, float]:
+    """The range that a histogram draws."""
+    low, high = float(values.min()), float(values.max())
+    first, last = np.quantile(values, [TAIL_SHARE, 1 - TAIL_SHARE], method="nearest").tolist()
+    return (first, last) if first < last and 2 * (last - first) < high - low else (low, high)
 
 
 def _round_numbers(exponent: int) -> Iterator[float]:

@@ -1,18 +1,16 @@
 """One page about a run that a person can look at and send to a colleague: a single file that asks for no other."""
 
-import base64
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-import jinja2
-
 from shards.manifest import Manifest
 from shards.schema import LATENTS
 from stages.chart import Chart, line_chart
 from stages.output import write_text
+from stages.page import PIXELATED_BELOW_PX, data_uri, render_page
 from stages.shapes.check import Observed, Score, Share, SplitScore
 from stages.shapes.render import COLOURS, DIRECTIONS, SHAPES, Combination, held_out
 
@@ -20,7 +18,6 @@ VIDEO_BUDGET_BYTES = 3_000_000
 """Videos beyond this are left out of the page; base64 makes it a third more."""
 OPEN_GROUPS = 24
 """Prompts of one section that are shown before the reader asks for more."""
-PIXELATED_BELOW_PX = 128
 
 _COLOUR, _SHAPE, _DIRECTION = 1 / len(COLOURS), 1 / len(SHAPES), 1 / len(DIRECTIONS)
 _ATTRIBUTES = (  # name for a person, field of SplitScore, share right by chance
@@ -152,16 +149,9 @@ class Section:
 
 def write_report(path: Path, page: Page) -> None:
     """Write the page as one HTML file."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "count": lambda value: f"{value:,}"}
     sections = list(_sections(page))
-    text = environment.get_template("report.html").render(
+    text = render_page(
+        "report.html",
         page=page,
         today=datetime.now(timezone.utc).date().isoformat(),
         sections=sections,
@@ -171,13 +161,8 @@ def write_report(path: Path, page: Page) -> None:
         training=page.training,
         dataset=dataset_numbers(page.manifest),
         open_groups=OPEN_GROUPS,
-        pixelated_below_px=PIXELATED_BELOW_PX,
     )
     write_text(path, text)
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def readable_bytes(count: int) -> str:
@@ -245,8 +230,7 @@ def _embed(groups: Sequence[Group], budget_bytes: int) -> None:
         if spent and spent + size > budget_bytes:
             continue
         spent += size
-        video = base64.b64encode(clip.path.read_bytes()).decode()
-        group.shown.append((clip, f"data:video/mp4;base64,{video}"))
+        group.shown.append((clip, data_uri("video/mp4", clip.path.read_bytes())))
 
 
 def _in_turn(groups: Iterable[Group]) -> Iterator[tuple[Group, Clip]]:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from stages.chart import Chart, line_chart, log_ticks, number, ticks
+from stages.chart import Chart, histogram, line_chart, log_ticks, number, ticks
 
 
 def points(path: str) -> np.ndarray:
@@ -85,3 +85,30 @@ def test_one_point_is_a_dot_that_can_be_seen():
 
 def test_numbers_are_written_for_people():
     assert [number(value) for value in (2400, 0.05, 1_000_000, 0)] == ["2,400", "0.05", "1,000,000", "0"]
+
+
+def test_a_histogram_counts_every_value_where_it_lies():
+    values = np.random.default_rng(0).normal(5, 1, 2000)
+    chart = histogram(values)
+    highest = float(chart.y_ticks[-1].label.replace(",", ""))
+    counts = [round(bar.height * highest / 100) for bar in chart.bars]
+    assert sum(counts) == 2000 and chart.outside == 0 and 8 <= len(chart.bars) <= 25
+    start, end = (float(tick.label) for tick in (chart.x_ticks[0], chart.x_ticks[-1]))
+    for bar, count in zip(chart.bars, counts, strict=True):
+        left, right = (start + (end - start) * at / 100 for at in (bar.left, bar.left + bar.width))
+        assert count == ((values >= left) & (values < right)).sum()
+        assert bar.label == f"{number(round(left, 6))} to {number(round(right, 6))}: {count:,}"
+
+
+def test_whole_numbers_have_bars_of_their_own():
+    chart = histogram(np.array([1, 1, 2, 4.0]))
+    assert [bar.label for bar in chart.bars] == ["1: 2", "2: 1", "3: 0", "4: 1"]
+    assert [tick.label for tick in chart.y_ticks] == ["0", "1", "2"]
+    assert [bar.label for bar in histogram(np.array([8.0])).bars] == ["8: 1"]
+    assert histogram(np.arange(100.0)).bars[0].label == "0 to 3: 4"
+
+
+def test_a_far_tail_is_counted_and_not_drawn():
+    chart = histogram(np.concatenate([np.linspace(2, 9, 998), [500, 900]]))
+    assert chart.outside == 2 and float(chart.x_ticks[-1].label) <= 10
+    assert histogram(np.array([1.0, 2, 500])).outside == 0, "few values are all drawn"
