@@ -1,0 +1,107 @@
+"""The verify command: what it prints, its exit status, and a repair that gives the same bytes back."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.command import run as run_command
+from pipelines.verify import main
+from shards.dataset import Dataset
+from shards.manifest import read_json
+from tests.end_to_end.conftest import command, run
+
+BUCKET = "64x64x8"
+
+
+@pytest.fixture
+def copy(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards, tmp_path / "shards"))
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every file of the data, by its name: a tar's and an index's hold their hash."""
+    files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+    told = ("summary.json", "config.yaml", "set_aside/")
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith(told)}
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 16
+    path.write_bytes(data)
+
+
+def test_a_repair_gives_the_same_bytes_back_and_deletes_nothing(copy: Path, shards: Path) -> None:
+    tars = [sorted((copy / BUCKET / column).glob("*.tar")) for column in ("latents", "text.t5")]
+    flip(tars[0][1], 700)
+    os.truncate(tars[1][2], 512)
+    flip(copy / BUCKET / "text.t5" / "000000.parquet", 40)
+    flip(copy / "manifest.json", 300)
+    flip(next((copy / "index").iterdir()), 300)
+    damaged = content(copy)
+    done = run(*command("verify"), copy, "--repair", f"data.videos={shards.parent / 'data'}")
+    assert content(copy) == content(shards)
+    (aside,) = (copy / "set_aside").iterdir()
+    assert content(aside).items() <= damaged.items() and str(tars[0][1].relative_to(copy)) in content(aside)
+    assert f"fault: {tars[0][1]}: " in done.stdout and f"fault: {tars[1][2]}: " in done.stdout
+    assert "nothing is wrong" in done.stdout.splitlines()[-1]
+
+
+def test_a_whole_dataset_and_a_damaged_one(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(copy)
+    assert run_command(main, [str(copy)]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("nothing is wrong") and "96 records" in told.out and "note" not in told.out
+    tar = sorted((copy / BUCKET / "latents").glob("*.tar"))[1]
+    flip(tar, tar.stat().st_size - 1)
+    flip(tar, 700)
+    assert run_command(main, [str(copy)]) == 1
+    told = capsys.readouterr()
+    key = Dataset.open(copy).index(BUCKET)["key"][16].as_py()
+    assert [line.split(": ")[:3] for line in told.out.splitlines()] == [
+        ["fault", str(tar), key],
+        ["fault", str(tar), "trailer"],
+    ]
+    assert "failed: 2 faults: " in told.err
+    assert {name for name, data in content(copy).items() if before[name] != data} == {str(tar.relative_to(copy))}
+
+
+def test_what_the_encode_refuses_leaves_everything_where_it_was(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(sorted((copy / BUCKET / "latents").glob("*.tar"))[1], 700)
+    flip(copy / "manifest.json", 300)
+    before = content(copy)
+    settings = ["input=folder", f"data.videos={copy / 'no'}"]
+    assert run_command(main, [str(copy), "--repair", *settings]) == 2
+    assert "no folder at" in capsys.readouterr().err
+    assert content(copy) == before
+
+
+def test_a_dry_run_reads_no_shard(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = sum(path.stat().st_size for path in (copy / BUCKET / "latents").glob("*.tar"))
+    for tar in copy.rglob("*.tar"):
+        tar.unlink()
+    assert run_command(main, [str(copy), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "6 shards" in told and f"{BUCKET}/latents: 3 shards, {size / 1e6:.1f} MB" in told
+    assert read_json(copy / "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no dataset given"),
+        (["no/such/folder"], "does not exist"),
+        (["COPY", "vae=tiny"], "for --repair alone"),
+        (["COPY", "--repair", "--config", "no.yaml"], "no config file at no.yaml"),
+        (["COPY", "--reapir"], "unknown option '--reapir'"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    arguments: list[str], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "manifest.json").write_text("{")
+    assert run_command(main, [text.replace("COPY", str(copy)) for text in arguments]) == 2
+    (told,) = capsys.readouterr().err.splitlines()[-1:]
+    assert told.startswith("error: ") and message in told
