@@ -3,7 +3,8 @@
 Shapes: N frames, H x W pixels, C latent channels, h x w latent size.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,33 @@ class FrozenVAE:
 
     def encode_posterior(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The posterior's mean and standard deviation: uint8 [N, H, W, 3] -> two float32 [N, C, h, w], unscaled."""
+        return next(self.encode_clips([frames]))
+
+    def encode_clips(self, clips: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """``encode_posterior`` of each clip, in order; all clips have frames of one size.
+
+        Batches go on from one clip into the next, so that short clips fill them too. Reads ahead by one batch.
+        """
+        lengths: deque[int] = deque()
+        moments: deque[torch.Tensor] = deque()  # of frames whose clip is not complete
+        for batch in _batches(self._checked(clips, lengths), self.batch_frames):
+            moments.append(self._run(torch.from_numpy(batch), self._encode_batch))
+            while lengths and sum(map(len, moments)) >= lengths[0]:
+                whole, rest = torch.cat(tuple(moments)).tensor_split([lengths.popleft()])
+                moments = deque([rest])
+                mean, std = whole.chunk(2, dim=1)
+                yield mean.numpy(), std.numpy()
+
+    def _checked(self, clips: Iterable[np.ndarray], lengths: deque[int]) -> Iterator[np.ndarray]:
         factor = self.identity["spatial_factor"]
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}; expected uint8 [N, H, W, 3]")
-        if frames.shape[1] % factor or frames.shape[2] % factor:
-            raise ValueError(f"frames are {frames.shape[1]} x {frames.shape[2]}; expected multiples of {factor} pixels")
-        moments = self._run(torch.tensor(frames), self._encode_batch)  # a copy: Ray's arrays are read-only
-        mean, std = moments.chunk(2, dim=1)
-        return mean.numpy(), std.numpy()
+        for frames in clips:
+            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+                raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}; expected uint8 [N, H, W, 3], N > 0")
+            if frames.shape[1] % factor or frames.shape[2] % factor:
+                size = f"{frames.shape[1]} x {frames.shape[2]}"
+                raise ValueError(f"frames are {size}; expected multiples of {factor} pixels")
+            lengths.append(len(frames))
+            yield frames
 
     def decode(self, latents: np.ndarray | torch.Tensor) -> np.ndarray:
         """Pictures of unscaled latents: [N, C, h, w] -> uint8 [N, H, W, 3]."""
@@ -85,13 +105,29 @@ class FrozenVAE:
         """Apply a function of whole batches to any number of items; the result lies on the CPU."""
         if len(items) == 0:
             raise ValueError("there are no frames")
-        done = [function(batch.to(self._model.device)).cpu() for batch in self._batches(items)]
+        done = [function(batch.to(self._model.device)).cpu() for batch in self._full_batches(items)]
         return torch.cat(done)[: len(items)].contiguous()
 
-    def _batches(self, items: torch.Tensor) -> Iterator[torch.Tensor]:
+    def _full_batches(self, items: torch.Tensor) -> Iterator[torch.Tensor]:
         for batch in items.split(self.batch_frames):
             missing = self.batch_frames - len(batch)
             yield torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])]) if missing else batch
+
+
+def _batches(clips: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The frames of all clips, [size, H, W, 3] at a time; the last may have fewer."""
+    parts: list[np.ndarray] = []
+    room = size
+    for clip in clips:
+        while len(clip):
+            part, clip = clip[:room], clip[room:]
+            parts.append(part)
+            room -= len(part)
+            if not room:
+                yield np.concatenate(parts)  # a copy: Ray's arrays are read-only
+                parts, room = [], size
+    if parts:
+        yield np.concatenate(parts)
 
 
 def vae_identity(name: str) -> dict[str, Any]:

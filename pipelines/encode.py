@@ -1,35 +1,54 @@
 """Videos and captions to latent shards: ``python -m pipelines.encode --input internvid [key.path=value ...]``."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 from pipelines.command import Parser, default_config, run
 from pipelines.config import load_config
-from stages.encode import EncodeConfig, describe, encode
+from shards.schema import TEXT_PREFIX
+from stages.encode import encode, encode_text
+from stages.encode_config import EncodeConfig
+from stages.errors import ConfigError
+from stages.estimate import describe
 from stages.output import settings_text
+from stages.tune import tune
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("Encode videos and captions into latent shards.")
-    parser.add_argument("--input", choices=("internvid", "folder", "shapes"), help="the kind of dataset")
+    parser.add_argument("--input", choices=("internvid", "panda70m", "folder", "shapes"), help="the kind of dataset")
     parser.add_argument(
         "--retry", metavar="REASON", action="append", default=[], help="plan clips rejected for REASON anew"
     )
+    parser.add_argument("--columns", metavar="text.NAME", help="make this text column alone, for the latents there are")
+    parser.add_argument("--tune", action="store_true", help="measure the best vae.batch_frames here, then stop")
     options = parser.read(arguments)
-    file = options.config or default_config("encode", options.input or "shapes")
-    given = {"input": options.input} if options.input else {}
-    config = load_config(EncodeConfig, file, options.settings, given)
-    if options.dry_run:
+    config = _config(options)
+    if options.tune:
+        print(tune(config))
+    elif options.dry_run:
         print(settings_text(config), end="")
         print(describe(config, options.retry))
-        return
-    summary = encode(config, options.retry)
-    rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(summary["rejected"].items())) or "none"
-    print(
-        f"{summary['rows']} rows: {summary['written']} clips written as {summary['samples']} samples in "
-        f"{summary['shards']} shards ({summary['bytes'] / 1e6:.1f} MB), {summary['duplicates']} duplicates, "
-        f"rejected: {rejected}; in {config.output}"
-    )
+    else:
+        summary = encode_text(config) if options.columns else encode(config, options.retry)
+        rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(summary["rejected"].items())) or "none"
+        print(
+            f"{summary['rows']} rows: {summary['written']} clips written as {summary['samples']} samples in "
+            f"{summary['shards']} shards ({summary['bytes'] / 1e6:.1f} MB), {summary['filtered']} filtered, "
+            f"{summary['duplicates']} duplicates, rejected: {rejected}; in {config.output}"
+        )
+
+
+def _config(options: Namespace) -> EncodeConfig:
+    file = options.config or default_config("encode", options.input or "shapes")
+    given: dict = {"input": options.input} if options.input else {}
+    if options.columns:
+        column = options.columns.removeprefix(TEXT_PREFIX)
+        if column == options.columns:
+            raise ConfigError(f"--columns {column}: expected {TEXT_PREFIX}NAME; latents are made with their own plan")
+        given["text_encoder"] = {"column": column}
+    return load_config(EncodeConfig, file, options.settings, given)
 
 
 if __name__ == "__main__":

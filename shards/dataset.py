@@ -1,47 +1,23 @@
 """Opening a dataset and reading any sample of it, checked.
 
 Only the manifest and the indexes are read to open one; nothing is listed. Reading a sample is one positioned
-read of its record, whose checksum is compared with the index before a byte of it is used.
+read of its record, straight into the arrays that are given out, whose checksum is compared with the index first.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import safetensors
-import safetensors.numpy
-import xxhash
 
 from shards import storage
+from shards.bucket_index import OpenBucket, Records, open_bucket
+from shards.cache import Tar, TarCache
 from shards.errors import DatasetError, ShardError
-from shards.manifest import (
-    INDEX,
-    MANIFEST,
-    BucketEntry,
-    Manifest,
-    compact,
-    create_dataset,
-    ensure_fingerprint,
-    read_header,
-    require_equal,
-)
-from shards.schema import (
-    CHECKSUM,
-    KEY,
-    LATENTS,
-    LENGTH,
-    OFFSET,
-    SHARD,
-    TOKENS,
-    Bucket,
-    decode_record,
-    index_field,
-    index_schema,
-)
+from shards.manifest import MANIFEST, Manifest, compact, create_dataset, ensure_fingerprint, read_header, require_equal
+from shards.null_text import null_text_bytes, parse_null_text
+from shards.schema import LATENTS, TOKENS, Bucket, RecordBuffers, empty_members, index_field, record_members
 
 _Value = TypeVar("_Value")
 _RESTORE = "restore it from a copy, or remove it with its commit and run the same encode again"
@@ -50,53 +26,62 @@ __all__ = ["Dataset", "compact", "create_dataset", "ensure_fingerprint", "requir
 
 
 @dataclass(frozen=True, eq=False)
-class _OpenBucket:
-    entry: BucketEntry
-    index: pa.Table
-    tars: Mapping[str, Mapping[int, Path]]  # column -> shard number -> tar
-
-
-@dataclass(frozen=True, eq=False)
 class Dataset:
     """A dataset whose encode has finished. A bucket is given as a Bucket or by its name."""
 
-    path: Path
+    path: storage.Place
     manifest: Manifest
     buckets: list[Bucket]
-    _opened: Mapping[str, _OpenBucket]
+    _opened: Mapping[str, OpenBucket]
+    _cache: TarCache | None = None
 
     @classmethod
     def open(
-        cls, path: storage.Location, *, buckets: Sequence[Bucket | str] | None = None, text: str | None = None
+        cls,
+        path: storage.Location,
+        *,
+        buckets: Sequence[Bucket | str] | None = None,
+        text: str | Sequence[str] | None = None,
+        filter: str = "",
     ) -> "Dataset":
-        """Opens the dataset at ``path``.
+        """Opens the dataset at ``path``, a folder or a URL.
 
-        ``buckets`` chooses among its buckets (default: all). ``text`` is a text column, such as ``text.t5``,
-        that each of them must have; the others are then left out. Raises DatasetError if the dataset, a
-        bucket or the column is not there, ShardError if the manifest or an index is damaged.
+        ``buckets`` chooses among its buckets (default: all). ``text`` is a text column, such as ``text.t5``, or
+        several, that each of them must have; the others are then left out. ``filter`` is a condition on the
+        columns of the index (see ``filter.Filter``): samples for which it does not hold are as if not there.
+        Raises DatasetError if the dataset, a bucket or a column is not there or if the filter is none or leaves
+        nothing, ShardError if the manifest or an index is damaged.
         """
-        root = storage.local_path(path)
+        root = storage.place(path)
         read_header(root)
         if not storage.exists(root / MANIFEST):
             raise DatasetError(f"{root} has no {MANIFEST}: its encode has not finished; run it again")
         manifest = Manifest.read(root / MANIFEST)
         names = list(manifest.buckets) if buckets is None else [str(bucket) for bucket in buckets]
+        texts = [text] if isinstance(text, str) else text
         opened = {}
         for name in names:
-            entry = _find(manifest.buckets, name, f"{root} has no bucket")
-            if text is not None:
-                _find(entry.columns, text, f"{root / name} has no column")
-            opened[name] = _open_bucket(root, name, entry, [LATENTS, text] if text else list(entry.columns))
+            entry = _find(manifest.buckets, name, root, "bucket")
+            for column in texts or ():
+                _find(entry.columns, column, root, name, "column")
+            opened[name] = open_bucket(root, name, entry, [LATENTS, *texts] if texts else list(entry.columns), filter)
+        if filter and not any(len(bucket.shard) for bucket in opened.values()):
+            samples = sum(bucket.entry.samples for bucket in opened.values())
+            raise DatasetError(f"data.filter: {filter!r} holds for none of the {samples} samples of {root}: widen it")
         return cls(root, manifest, sorted(map(Bucket.parse, names)), opened)
+
+    def with_cache(self, cache: TarCache) -> "Dataset":
+        """The same dataset, of an object store, read through local copies of its tars."""
+        return replace(self, _cache=cache)
 
     def columns(self, bucket: Bucket | str) -> list[str]:
         """The columns of a bucket, ``latents`` first."""
-        return sorted(self._open(bucket).tars)  # "latents" < "text.NAME"
+        return sorted(self._open(bucket).columns)  # "latents" < "text.NAME"
 
     def fingerprint(self, bucket: Bucket | str, column: str) -> dict[str, Any]:
         """How a column of a bucket was made."""
         columns = self._open(bucket).entry.columns
-        return _find(columns, column, f"{self.path / str(bucket)} has no column").fingerprint
+        return _find(columns, column, self.path, bucket, "column").fingerprint
 
     def shared(self, column: str, field: str) -> dict[str, Any]:
         """The part ``field`` of a column's fingerprint, which all buckets must agree on, else DatasetError.
@@ -114,8 +99,24 @@ class Dataset:
         return self._open(bucket).index
 
     def counts_per_shard(self, bucket: Bucket | str) -> list[int]:
-        """How many samples each shard holds, in the order of the index: what ``SampleOrder`` takes."""
-        return [shard.samples for shard in self._open(bucket).entry.columns[LATENTS].shards]
+        """How many samples of each shard are in the index, in its order: what ``SampleOrder`` takes."""
+        opened = self._open(bucket)
+        numbers = [shard.number for shard in opened.entry.columns[LATENTS].shards]
+        ends = np.searchsorted(opened.shard, numbers, side="right")
+        return (ends - np.searchsorted(opened.shard, numbers, side="left")).tolist()
+
+    def tar_bytes(self, bucket: Bucket | str, column: str) -> list[int]:
+        """The size of each tar of a column."""
+        return [tar.bytes for tar in self._column(bucket, column).tars.values()]
+
+    def shapes(self, bucket: Bucket | str, column: str) -> np.ndarray:
+        """The shape of each sample's arrays in a column, [rows, axes] int32."""
+        return self._column(bucket, column).shape
+
+    def keys(self, bucket: Bucket | str, rows: Iterable[int]) -> list[str]:
+        """The keys of some samples of a bucket."""
+        keys = self._open(bucket).keys
+        return [keys[row].as_py() for row in rows]
 
     def tokens(self, bucket: Bucket | str, column: str) -> np.ndarray:
         """The true text length of each sample of a bucket, [rows] int32."""
@@ -125,94 +126,96 @@ class Dataset:
         """The embedding of the empty caption, [L, D] float16, and its mask, [L] bool."""
         path = _null_path(self.path, column)
         try:
-            tensors = safetensors.numpy.load(storage.read(path))
-            return tensors["embedding"], tensors["mask"]
+            embedding, mask, _ = parse_null_text(storage.read(path))
         except FileNotFoundError as error:
             raise DatasetError(f"{path} does not exist: run the same encode again") from error
-        except (safetensors.SafetensorError, KeyError) as error:
+        except ValueError as error:
             raise ShardError(f"{path} is damaged ({error}): {_RESTORE}") from error
+        return embedding, mask
+
+    def members(self, bucket: Bucket | str, row: int, column: str) -> list[str]:
+        """What one sample holds in one column: suffixes such as ``mean.npy``."""
+        found = self._column(bucket, column)
+        return record_members(column, tuple(found.shape[row].tolist()), int(found.length[row]))
 
     def read(self, bucket: Bucket | str, row: int, column: str) -> dict[str, np.ndarray]:
-        """The members of one sample in one column: suffix (``mean.npy``) -> array.
+        """The members of one sample in one column: suffix (``mean.npy``) -> array. Raises as ``read_into`` does."""
+        shape = tuple(self.shapes(bucket, column)[row].tolist())
+        members = {suffix: empty_members(shape) for suffix in self.members(bucket, row, column)}
+        self.read_into(bucket, row, column, members)
+        return members
+
+    def read_into(self, bucket: Bucket | str, row: int, column: str, members: Mapping[str, np.ndarray]) -> None:
+        """Reads one sample into arrays of its shape, such as rows of a batch: C-contiguous, float16.
 
         Raises ShardError, which names the tar and the key, if the bytes are not those that were written.
         """
-        opened = self._open(bucket)
-        tars = _find(opened.tars, column, f"{self.path / str(bucket)} has no column")
-
-        def of_row(field: str) -> Any:
-            return opened.index[field][row].as_py()
-
-        path, key = tars[of_row(SHARD)], of_row(KEY)
-        offset, length = of_row(index_field(column, OFFSET)), of_row(index_field(column, LENGTH))
-        record = _read_record(path, key, offset, length)
-        found, expected = xxhash.xxh3_64_intdigest(record), of_row(index_field(column, CHECKSUM))
-        if found != expected:
+        opened, found = self._open(bucket), self._column(bucket, column)
+        tar, key = found.tars[int(opened.shard[row])], opened.keys[row].as_py()
+        offset, length, expected = int(found.offset[row]), int(found.length[row]), int(found.checksum[row])
+        record = RecordBuffers(key, members)
+        if record.length != length:
+            raise ShardError(f"{tar.path}: the record of {key} is not of this format: it has {length} bytes")
+        self._fill(tar, key, offset, record)
+        checksum = record.checksum()
+        if checksum != expected:
             raise ShardError(
-                f"{path}: the record of {key} (bytes {offset} to {offset + length}) has the checksum "
-                f"{found:016x}, the index says {expected:016x}: the tar is damaged; {_RESTORE}"
+                f"{tar.path}: the record of {key} (bytes {offset} to {offset + length}) has the checksum "
+                f"{checksum:016x}, the index says {expected:016x}: the tar is damaged; {self._advice(tar)}"
             )
         try:
-            return decode_record(record)
+            record.check()
         except ValueError as error:
-            raise ShardError(f"{path}: the record of {key} is not of this format: {error}") from error
+            raise ShardError(f"{tar.path}: the record of {key} is not of this format: {error}") from error
 
-    def _open(self, bucket: Bucket | str) -> _OpenBucket:
-        return _find(self._opened, str(bucket), f"{self.path} has no bucket")
+    def _fill(self, tar: Tar, key: str, offset: int, record: RecordBuffers) -> None:
+        try:
+            if self._cache:
+                count = self._cache.read_into(tar, offset, record.buffers)
+            else:
+                count = storage.read_into(tar.path, offset, record.buffers)
+        except FileNotFoundError as error:
+            raise ShardError(f"{tar.path}, which holds {key}, does not exist: {_RESTORE}") from error
+        if count != record.length:
+            raise ShardError(
+                f"{tar.path}: the record of {key} is cut, {count} of {record.length} bytes are there: "
+                f"{self._advice(tar)}"
+            )
+
+    def _advice(self, tar: Tar) -> str:
+        """What to do about a damaged tar. A copy was whole when it was fetched: another one is."""
+        if self._cache is None:
+            return _RESTORE
+        self._cache.remove(tar)
+        return f"its copy in {self._cache.folder} was damaged there and is removed, run again to fetch another"
+
+    def _column(self, bucket: Bucket | str, column: str) -> Records:
+        return _find(self._open(bucket).columns, column, self.path, str(bucket), "column")
+
+    def _open(self, bucket: Bucket | str) -> OpenBucket:
+        return _find(self._opened, str(bucket), self.path, "bucket")
 
 
 def write_null_text(path: storage.Location, column: str, embedding: np.ndarray) -> None:
     """Stores the embedding of the empty caption, [L, D] float16, for all buckets; the first one stays."""
-    if embedding.dtype != np.float16 or embedding.ndim != 2 or not len(embedding):
-        raise ValueError(f"found {embedding.dtype} {embedding.shape}, expected float16 [L, D] with L >= 1")
-    mask = np.ones(len(embedding), bool)
-    target = _null_path(storage.local_path(path), column)
-    data = safetensors.numpy.save({"embedding": np.ascontiguousarray(embedding), "mask": mask})
-    if not storage.create_exclusive(target, data):
-        found = safetensors.numpy.load(storage.read(target))["embedding"].shape
-        if found != embedding.shape:
+    target = _null_path(storage.place(path), column)
+    if not storage.create_exclusive(target, null_text_bytes(embedding)):
+        found, _, _ = parse_null_text(storage.read(target))
+        if found.shape != embedding.shape:
             raise DatasetError(
-                f"{target} has the shape {found}, not {embedding.shape}: another text encoder made it; "
+                f"{target} has the shape {found.shape}, not {embedding.shape}: another text encoder made it; "
                 "use another text column or another output folder"
             )
 
 
-def _open_bucket(root: Path, name: str, entry: BucketEntry, columns: list[str]) -> _OpenBucket:
-    """Reads the columns' part of a bucket's index, after a check of the whole file's hash."""
-    path = root / INDEX / entry.index
-    try:
-        data = storage.read(path)
-    except FileNotFoundError as error:
-        raise ShardError(f"{path} does not exist: run the same encode again") from error
-    found = xxhash.xxh3_128_hexdigest(data)
-    if found != entry.index_hash:
-        raise ShardError(
-            f"{path} has the hash {found}, the manifest says {entry.index_hash}: "
-            "the index is damaged; run the same encode again"
-        )
-    index = pq.read_table(pa.BufferReader(data), columns=index_schema(columns).names)
-    tars = {
-        column: {shard.number: root / name / column / shard.tar for shard in entry.columns[column].shards}
-        for column in columns
-    }
-    return _OpenBucket(entry, index, tars)
-
-
-def _read_record(path: Path, key: str, offset: int, length: int) -> bytes:
-    try:
-        record = storage.read_range(path, offset, length)
-    except FileNotFoundError as error:
-        raise ShardError(f"{path}, which holds {key}, does not exist: {_RESTORE}") from error
-    if len(record) != length:
-        raise ShardError(f"{path}: the record of {key} is cut, {len(record)} of {length} bytes are there: {_RESTORE}")
-    return record
-
-
-def _null_path(root: Path, column: str) -> Path:
+def _null_path(root: storage.Place, column: str) -> storage.Place:
     return root / f"null.{column}.safetensors"
 
 
-def _find(known: Mapping[str, _Value], name: str, what: str) -> _Value:
-    if name not in known:
-        raise DatasetError(f"{what} {name}: found {', '.join(sorted(known)) or 'none'}")
-    return known[name]
+def _find(known: Mapping[str, _Value], name: str, *inside: object) -> _Value:
+    """``inside`` says where it was looked for: a path, names below it, and last what it is one of."""
+    found = known.get(name)
+    if found is None:
+        *place, kind = map(str, inside)
+        raise DatasetError(f"{'/'.join(place)} has no {kind} {name}: found {', '.join(sorted(known)) or 'none'}")
+    return found

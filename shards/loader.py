@@ -1,34 +1,47 @@
 """Batches for training, read ahead by threads.
 
 Every rank computes the same global batch and reads its own slice of it. Text is padded to the longest caption
-of the *global* batch, known from the index, so that all ranks have the same shapes in the same step.
+of the *global* batch, known from the index, so that all ranks have the same shapes in the same step. Where
+several text columns are mixed, the one of a sample depends on the seed and on its position alone.
 """
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
-from shards.dataset import Dataset
+from shards.cache import TarCache, require_room
+from shards.dataset import Dataset, require_equal
 from shards.errors import DatasetError
 from shards.order import SampleOrder
-from shards.schema import CHECKSUM, KEY, LATENTS, MEAN, SHAPE, STD, TEXT, Bucket, index_field, text_column
+from shards.schema import CHECKSUM, KEY, LATENTS, MEAN, STD, TEXT, Bucket, empty_members, index_field, text_column
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where the training data is and how it is read."""
 
-    shards: str = ""  # the dataset's folder
-    text: str = "t5"  # which text column: text.NAME
+    shards: str = ""  # the dataset's folder, or its URL
+    text: str | dict[str, float] = "t5"  # which text column: text.NAME; several by their shares: {t5: 0.7, short: 0.3}
+    filter: str = ""  # train on the samples that hold it alone, such as aesthetic >= 4.75
     window_shards: int = 8  # samples are shuffled within this many shards
     prefetch_batches: int = 4  # read ahead of the step
     read_threads: int = 2
+    cache: str = ""  # where shards is a URL: the folder for its tars; default: wisesora in the user's cache folder
+    cache_gb: float = 50.0  # the most that folder holds
+
+    def text_columns(self) -> dict[str, float]:
+        """Column -> weight, in the order given; DatasetError for a mapping that is no mixture."""
+        weights = {self.text: 1.0} if isinstance(self.text, str) else self.text
+        wrong = [weight for weight in weights.values() if not isinstance(weight, int | float) or not 0 < weight < inf]
+        if wrong or not weights:
+            raise DatasetError(f"data.text is {self.text}: expected names of text columns, with a weight above 0 each")
+        return {text_column(name): weight for name, weight in weights.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +80,8 @@ class Batch:
 class Loader:
     """Reads one rank's batches of ``order`` from an opened dataset.
 
-    Raises DatasetError if the ranks cannot share a batch evenly, or if the text column is missing somewhere
-    or has another width than the null text.
+    Raises DatasetError if the ranks cannot share a batch evenly, if a text column is missing somewhere or differs
+    in width from the null text, which is the first column's, or if the cache is too small for a window of shards.
     """
 
     def __init__(self, dataset: Dataset, config: DataConfig, order: SampleOrder, rank: int, world: int):
@@ -81,12 +94,25 @@ class Loader:
                 raise DatasetError(
                     f"{bucket}: {world} ranks cannot share a batch of {size} samples evenly: use a multiple of {world}"
                 )
-        self._dataset, self._config, self._order = dataset, config, order
-        self._rank, self._world = rank, world
-        self._column = text_column(config.text)
-        null, _ = dataset.null_text(self._column)
+        self._config, self._order, self._rank, self._world = config, order, rank, world
+        self._texts = _Mixture(config.text_columns(), order.seed)
+        null, _ = dataset.null_text(self._texts.columns[0])
         self._null_tokens, self._width = null.shape
-        self._tokens = {bucket: self._check_text(bucket) for bucket in order.batch_size}
+        for bucket in order.batch_size:
+            _check_latents(dataset, bucket)
+            for column in self._texts.columns:
+                _check_text(dataset, bucket, column, self._texts.columns[0], self._width)
+        self._dataset = dataset if isinstance(dataset.path, Path) else self._with_cache(dataset)
+
+    def _with_cache(self, dataset: Dataset) -> Dataset:
+        cache = TarCache(self._config.cache, int(self._config.cache_gb * 1e9))
+        sizes = [
+            sorted(dataset.tar_bytes(bucket, column))[-self._config.window_shards :]
+            for bucket in self._order.batch_size
+            for column in (LATENTS, *self._texts.columns)
+        ]
+        require_room(cache, sum(map(sum, sizes)))
+        return dataset.with_cache(cache)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """This rank's batches of the steps ``start_step`` to ``stop_step - 1``.
@@ -108,49 +134,85 @@ class Loader:
     def keys(self, step: int) -> list[str]:
         """The samples of a step's global batch, in order."""
         bucket, rows, _ = self._order.batch(step)
-        return self._keys(bucket, rows)
-
-    def _keys(self, bucket: str, rows: np.ndarray) -> list[str]:
-        return self._dataset.index(bucket)[KEY].take(pa.array(rows)).to_pylist()
+        return self._dataset.keys(bucket, rows)
 
     def _read(self, step: int) -> Batch:
         bucket, rows, positions = self._order.batch(step)
+        columns = self._texts.choose(positions)
         share = len(rows) // self._world
         own = slice(self._rank * share, (self._rank + 1) * share)
-        latents = [self._dataset.read(bucket, row, LATENTS) for row in rows[own].tolist()]
-        texts = [self._dataset.read(bucket, row, self._column)[TEXT] for row in rows[own].tolist()]
-        length = max(self._null_tokens, int(self._tokens[bucket][rows].max()))  # of all ranks' samples
-        text, mask = _pad(texts, length, self._width)
+        tokens = self._tokens(bucket, rows, columns)
+        mean, std = self._read_latents(bucket, rows[own])
+        text = empty_members((share, max(self._null_tokens, int(tokens.max())), self._width))  # all ranks'
+        for place, (row, column, count) in enumerate(zip(rows[own], columns[own], tokens[own], strict=True)):
+            self._dataset.read_into(bucket, row, self._texts.columns[column], {TEXT: text[place, :count]})
+            text[place, count:] = 0
         return Batch(
             step=step,
             bucket=Bucket.parse(bucket),
-            keys=self._keys(bucket, rows[own]),
+            keys=self._dataset.keys(bucket, rows[own]),
             positions=positions[own],
-            mean=np.stack([members[MEAN] for members in latents]),
-            std=np.stack([members[STD] for members in latents]) if STD in latents[0] else None,
+            mean=mean,
+            std=std,
             text=text,
-            text_mask=mask,
+            text_mask=np.arange(text.shape[1]) < tokens[own, None],
         )
 
-    def _check_text(self, bucket: str) -> np.ndarray:
-        """The token counts of a bucket's samples, [rows], once its text is known to fit the null text."""
-        if self._column not in self._dataset.columns(bucket):
-            raise DatasetError(
-                f"{self._dataset.path / bucket} has no column {self._column}: "
-                f"found {', '.join(self._dataset.columns(bucket))}; set data.text to a text column's name"
-            )
-        shapes = self._dataset.index(bucket)[index_field(self._column, SHAPE)]
-        widths = pc.unique(pc.list_element(shapes, 1)).to_pylist()
-        if widths not in ([], [self._width]):
-            raise DatasetError(
-                f"{self._dataset.path / bucket / self._column} is {widths} wide, the null text "
-                f"{self._width}: embeddings of different text encoders cannot be mixed"
-            )
-        return self._dataset.tokens(bucket, self._column)
+    def _tokens(self, bucket: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """The length of each sample's text, [B], in the column that was chosen for it."""
+        return np.choose(columns, [self._dataset.shapes(bucket, name)[rows, 0] for name in self._texts.columns])
+
+    def _read_latents(self, bucket: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        shape = (len(rows), *self._dataset.shapes(bucket, LATENTS)[rows[0]])
+        found = {name: empty_members(shape) for name in self._dataset.members(bucket, rows[0], LATENTS)}
+        for place, row in enumerate(rows):
+            self._dataset.read_into(bucket, row, LATENTS, {name: array[place] for name, array in found.items()})
+        return found[MEAN], found.get(STD)
 
 
-def selection_hash(dataset: Dataset, buckets: Sequence[Bucket | str], column: str) -> str:
-    """The hash of what a training reads: key, latents and text of every row, and how shards divide the rows.
+class _Mixture:
+    """Which of several text columns a sample takes: a pure function of the seed and the sample's position."""
+
+    def __init__(self, weights: Mapping[str, float], seed: int):
+        self.columns, self._seed = list(weights), seed
+        self._ends = np.cumsum(list(weights.values()))[:-1] / sum(weights.values())
+
+    def choose(self, positions: np.ndarray) -> np.ndarray:
+        """The number of the column for each position."""
+        if len(self.columns) == 1:
+            return np.zeros(len(positions), np.int64)
+        words = [xxhash.xxh3_64_intdigest(f"text {self._seed} {position}".encode()) for position in positions.tolist()]
+        return np.searchsorted(self._ends, np.array(words, np.uint64) / 2**64, side="right")
+
+
+def _check_latents(dataset: Dataset, bucket: str) -> None:
+    shapes = dataset.shapes(bucket, LATENTS)
+    if (shapes != shapes[:1]).any():
+        found = np.unique(shapes, axis=0).tolist()
+        raise DatasetError(f"{dataset.path / bucket / LATENTS} has samples of the shapes {found}, expected one")
+
+
+def _check_text(dataset: Dataset, bucket: str, column: str, first: str, width: int) -> None:
+    """DatasetError unless a text column is there and fits the null text, and the column that this one is of."""
+    if column not in dataset.columns(bucket):
+        raise DatasetError(
+            f"{dataset.path / bucket} has no column {column}: "
+            f"found {', '.join(dataset.columns(bucket))}; set data.text to a text column's name"
+        )
+    widths = np.unique(dataset.shapes(bucket, column)[:, 1]).tolist()
+    if widths not in ([], [width]):
+        raise DatasetError(
+            f"{dataset.path / bucket / column} is {widths} wide, the null text "
+            f"{width}: embeddings of different text encoders cannot be mixed"
+        )
+    if column != first:
+        found, expected = (dataset.fingerprint(bucket, name)["text_encoder"] for name in (column, first))
+        what = f"{dataset.path / bucket}: the text encoder of {column} is not that of {first}"
+        require_equal(found, expected, what, "mix columns of one text encoder")
+
+
+def selection_hash(dataset: Dataset, buckets: Sequence[Bucket | str], columns: str | Sequence[str]) -> str:
+    """The hash of what a training reads: key, latents and texts of every row, and how shards divide the rows.
 
     A checkpoint stores it, because the order of samples continues only over the very same selection.
     """
@@ -160,16 +222,6 @@ def selection_hash(dataset: Dataset, buckets: Sequence[Bucket | str], column: st
         digest.update(f"{bucket} {dataset.counts_per_shard(bucket)}\n".encode())
         for batch in index.select([KEY]).to_batches():
             digest.update("".join(f"{key}\n" for key in batch[KEY].to_pylist()).encode())
-        for name in (LATENTS, column):
+        for name in (LATENTS, *([columns] if isinstance(columns, str) else columns)):
             digest.update(index[index_field(name, CHECKSUM)].to_numpy().astype("<u8").tobytes())
     return digest.hexdigest()
-
-
-def _pad(texts: list[np.ndarray], length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """[b, L, D] float16, zero where [b, L] bool is false."""
-    text = np.zeros((len(texts), length, width), np.float16)
-    mask = np.zeros((len(texts), length), bool)
-    for number, tokens in enumerate(texts):
-        text[number, : len(tokens)] = tokens
-        mask[number, : len(tokens)] = True
-    return text, mask

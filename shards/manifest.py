@@ -9,7 +9,6 @@ DATASET/manifest.json                         written last; a reader needs only 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -82,7 +81,7 @@ class Manifest:
     buckets: dict[str, BucketEntry]
 
     @classmethod
-    def read(cls, path: Path) -> "Manifest":
+    def read(cls, path: storage.Place) -> "Manifest":
         """Reads manifest.json; DatasetError for another schema version, ShardError for damage."""
         found = read_json(path)
         try:
@@ -93,9 +92,9 @@ class Manifest:
             raise ShardError(f"{path} is not a manifest ({error!r}): run the same encode again") from error
 
 
-def create_dataset(path: storage.Location, name: str) -> Path:
+def create_dataset(path: storage.Location, name: str) -> storage.Place:
     """Makes the folder of a dataset, or checks that the one there has this name, which its keys depend on."""
-    root = storage.local_path(path)
+    root = storage.place(path)
     storage.make_folder(root)
     header = {"schema_version": SCHEMA_VERSION, "name": name}
     if not storage.create_exclusive(root / HEADER, json_bytes(header)):
@@ -105,7 +104,7 @@ def create_dataset(path: storage.Location, name: str) -> Path:
     return root
 
 
-def read_header(root: Path) -> dict[str, Any]:
+def read_header(root: storage.Place) -> dict[str, Any]:
     """dataset.json of a dataset; DatasetError if there is none or another schema version wrote it."""
     if not storage.exists(root / HEADER):
         state = f"has no {HEADER}" if storage.exists(root) else "does not exist"
@@ -122,7 +121,7 @@ def ensure_fingerprint(
 
     Raises DatasetError, which names each field that differs with both values.
     """
-    folder = storage.local_path(path) / str(bucket) / column
+    folder = storage.place(path) / str(bucket) / column
     storage.make_folder(folder)
     if not storage.create_exclusive(folder / FINGERPRINT, json_bytes(fingerprint)):
         recorded = read_json(folder / FINGERPRINT)
@@ -153,7 +152,7 @@ def compact(path: storage.Location, totals: Mapping[str, Any]) -> Manifest:
     A bucket gets those of its text columns that cover every committed latent shard, key for key; DatasetError
     if there is none, or if columns disagree. A text column that is still being encoded is left out.
     """
-    root = storage.local_path(path)
+    root = storage.place(path)
     header = read_header(root)
     names = [name for name in storage.list_folder(root) if committed_numbers(root / name / LATENTS)]
     if not names:
@@ -165,7 +164,7 @@ def compact(path: storage.Location, totals: Mapping[str, Any]) -> Manifest:
     return manifest
 
 
-def _compact_bucket(root: Path, bucket: Bucket) -> BucketEntry:
+def _compact_bucket(root: storage.Place, bucket: Bucket) -> BucketEntry:
     folder = root / bucket.name
     numbers = committed_numbers(folder / LATENTS)
     columns = [LATENTS, *_complete_text_columns(folder, numbers)]
@@ -188,7 +187,7 @@ def _compact_bucket(root: Path, bucket: Bucket) -> BucketEntry:
     )
 
 
-def _complete_text_columns(folder: Path, numbers: Sequence[int]) -> list[str]:
+def _complete_text_columns(folder: storage.Place, numbers: Sequence[int]) -> list[str]:
     found = {
         column: len({*committed_numbers(folder / column)} & {*numbers})
         for column in storage.list_folder(folder)
@@ -203,7 +202,7 @@ def _complete_text_columns(folder: Path, numbers: Sequence[int]) -> list[str]:
     return complete
 
 
-def _join_columns(folder: Path, commits: Mapping[str, Commit]) -> pa.Table:
+def _join_columns(folder: storage.Place, commits: Mapping[str, Commit]) -> pa.Table:
     """The index's rows of one shard, from its commit in each column."""
     tables = {column: commit.written for column, commit in commits.items()}
     latents, number = tables[LATENTS], commits[LATENTS].number
@@ -226,7 +225,7 @@ def _count_statuses(commits: Sequence[Commit]) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda entry: entry["values"])}
 
 
-def _column_entry(folder: Path, commits: Sequence[Commit]) -> ColumnEntry:
+def _column_entry(folder: storage.Place, commits: Sequence[Commit]) -> ColumnEntry:
     fingerprint = read_json(folder / FINGERPRINT)
     for commit in commits:
         if commit.fingerprint_hash != fingerprint_hash(fingerprint):
@@ -241,7 +240,7 @@ def _column_entry(folder: Path, commits: Sequence[Commit]) -> ColumnEntry:
     return ColumnEntry(fingerprint, shards)
 
 
-def _bucket_entry(found: dict[str, Any], path: Path) -> BucketEntry:
+def _bucket_entry(found: dict[str, Any], path: storage.Place) -> BucketEntry:
     columns = {}
     for name, column in found["columns"].items():
         shards = [ShardEntry(**shard) for shard in column["shards"]]
@@ -251,7 +250,7 @@ def _bucket_entry(found: dict[str, Any], path: Path) -> BucketEntry:
     return BucketEntry(**(found | {"columns": columns}))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: storage.Place) -> dict[str, Any]:
     """A file that holds one JSON object; ShardError if it does not."""
     try:
         found = json.loads(storage.read(path))

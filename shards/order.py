@@ -49,9 +49,11 @@ class SampleOrder:
         self._samples = {name: int(counts.sum()) for name, counts in self._counts.items()}
         if not any(self._samples.values()):
             raise DatasetError(f"no samples in the buckets {sorted(counts_per_shard)}: nothing to train on")
-        self._seed = int(seed)
+        self.seed = int(seed)
         self._window_shards = window_shards
-        self._shuffled = functools.lru_cache(maxsize=2)(self._shuffle)  # memory only: the value is pure
+        recent = functools.lru_cache(maxsize=2 * len(self.batch_size))  # memory only: the values are pure
+        self._shuffled = recent(self._shuffle)
+        self._shards, self._window = recent(self._permute_shards), recent(self._permute_window)
 
     def batch(self, step: int) -> GlobalBatch:
         """The global batch of a step (from 0), in time that does not grow with the step."""
@@ -81,7 +83,7 @@ class SampleOrder:
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         batches = self._batches_before(epoch + 1) - self._batches_before(epoch)
-        return _permutation(batches, self._seed, "epoch", epoch)
+        return _permutation(batches, self.seed, "epoch", epoch)
 
     def _bucket_batch(self, number: int, name: str, batch: int) -> GlobalBatch:
         size = self.batch_size[name]
@@ -101,15 +103,23 @@ class SampleOrder:
 
     def _window_from(self, bucket: str, number: int, place: int) -> np.ndarray:
         """The rows of pass ``number`` from position ``place`` of it to the end of the window it lies in."""
+        _, ends = self._shards(bucket, number)
+        window = int(np.searchsorted(ends, place, side="right")) // self._window_shards
+        begin = int(ends[window * self._window_shards - 1]) if window else 0
+        return self._window(bucket, number, window)[place - begin :]
+
+    def _permute_shards(self, bucket: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of a bucket in the order of pass ``number``, and where in the pass each of them ends."""
+        counts = self._counts[bucket]
+        shards = _permutation(len(counts), self.seed, "shards", bucket, number)
+        return shards, np.cumsum(counts[shards])
+
+    def _permute_window(self, bucket: str, number: int, window: int) -> np.ndarray:
         counts, width = self._counts[bucket], self._window_shards
-        shards = _permutation(len(counts), self._seed, "shards", bucket, number)
-        ends = np.cumsum(counts[shards])
-        window = int(np.searchsorted(ends, place, side="right")) // width
-        begin = int(ends[window * width - 1]) if window else 0
         starts = np.cumsum(counts) - counts
-        chosen = shards[window * width : (window + 1) * width]
+        chosen = self._shards(bucket, number)[0][window * width : (window + 1) * width]
         rows = np.concatenate([np.arange(starts[shard], starts[shard] + counts[shard]) for shard in chosen])
-        return rows[_permutation(len(rows), self._seed, "samples", bucket, number, window)][place - begin :]
+        return rows[_permutation(len(rows), self.seed, "samples", bucket, number, window)]
 
 
 def _permutation(length: int, *key: int | str) -> np.ndarray:

@@ -5,11 +5,13 @@ kind of data for each of them (``latents``, ``text.NAME``). The *record* of a sa
 tar blocks that holds its members: header, payload and padding of each, in the order of their names.
 """
 
+import functools
 import io
 import json
 import math
 import re
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +56,7 @@ _TEXT_ATTRIBUTES = [
 ]
 
 _BLOCK = 512  # of a tar, bytes
+_ALIGNMENT = 64  # of the memory that is read into, bytes
 _NPY_VERSION = (1, 0)
 TAR_TRAILER = bytes(2 * _BLOCK)
 
@@ -181,6 +184,62 @@ def encode_record(sample: Sample) -> bytes:
         info.size = buffer.tell()
         parts += [info.tobuf(tarfile.USTAR_FORMAT), buffer.getvalue(), bytes(-info.size % _BLOCK)]
     return b"".join(parts)
+
+
+def record_members(column: str, shape: tuple[int, ...], length: int) -> list[str]:
+    """The members of a record of ``length`` bytes whose arrays have this shape."""
+    frame = _BLOCK + len(_npy_header(shape))
+    one = frame + 2 * math.prod(shape)
+    suffixes = [MEAN, STD] if column == LATENTS else [TEXT]
+    return suffixes[: length // (one + -one % _BLOCK)]
+
+
+def empty_members(shape: tuple[int, ...]) -> np.ndarray:
+    """An array to read members into, float16, whose start is a multiple of 64 bytes: a kernel copies there faster."""
+    memory = np.empty(2 * math.prod(shape) + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + 2 * math.prod(shape)].view(np.float16).reshape(shape)
+
+
+class RecordBuffers:
+    """What a record is read into: the payloads straight into arrays of the caller's, and the rest beside them.
+
+    ``members`` are C-contiguous float16 arrays. ``buffers``, one after the other, take the record's ``length`` bytes.
+    """
+
+    def __init__(self, key: str, members: Mapping[str, np.ndarray]):
+        self.buffers: list[bytearray | memoryview] = []
+        self._headers: list[tuple[bytearray, bytes, bytes]] = []  # as read; as the tar's and the array's have to begin
+        for suffix in sorted(members):
+            array = members[suffix]
+            assert array.dtype == np.float16 and array.flags.c_contiguous
+            expected = _npy_header(array.shape)
+            header = bytearray(_BLOCK + len(expected))
+            self._headers.append((header, f"{key}.{suffix}\0".encode(), expected))
+            padding = bytearray(-(len(header) + array.nbytes) % _BLOCK)
+            self.buffers += [header, array.reshape(-1).view(np.uint8).data, padding]
+        self.length = sum(map(len, self.buffers))
+
+    def checksum(self) -> int:
+        """xxh3_64 of all that was read."""
+        digest = xxhash.xxh3_64()
+        for buffer in self.buffers:
+            digest.update(buffer)
+        return digest.intdigest()
+
+    def check(self) -> None:
+        """ValueError unless what was read is a record of these members."""
+        for header, name, array in self._headers:
+            if not header.startswith(name) or header[_BLOCK:] != array:
+                raise ValueError(f"found a member {bytes(header[:100])!r}, expected {name.decode()!r} of this shape")
+
+
+@functools.lru_cache(maxsize=4096)
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    about = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, about)
+    return buffer.getvalue()
 
 
 def decode_record(record: bytes) -> dict[str, np.ndarray]:

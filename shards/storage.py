@@ -1,82 +1,179 @@
-"""The one place where datasets touch a file system. Local folders for now; other stores get in here.
+"""The one place where datasets touch a file system: a local folder, or an object store at any fsspec URL.
 
-A file is whole or absent: it is written under a temporary name (``.NAME.*.tmp``) in the folder it belongs to,
-flushed to the disk, and only then given its name. A kill leaves at most a temporary file, which nobody reads.
+A file is whole or absent. Locally it is written under a temporary name (``.NAME.*.tmp``) in the folder it belongs
+to, flushed to the disk, and only then given its name; a kill leaves at most a temporary file, which nobody reads.
+On a store it is written to a local temporary file and uploaded under its final name, in one PUT or in a multipart
+upload, whose completion is what makes it visible. The parts of an upload that a kill cut short are seen by nobody;
+a lifecycle rule of the bucket (abort incomplete multipart uploads) removes them.
 """
 
 import os
 import re
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from upath import UPath
+
+from shards import object_store
 from shards.errors import DatasetError
 
-Location = str | os.PathLike[str]
+Place = Path | UPath  # a plain pathlib path where it is local
+Location = str | os.PathLike[str] | UPath
 
 
-def local_path(location: Location) -> Path:
-    """The path of a dataset; DatasetError for what is no local path.
+def place(location: Location) -> Place:
+    """The path of a location, local or a URL such as ``s3://bucket/dataset``; both are used as pathlib paths.
 
-    Stock WebDataset runs what follows ``pipe:`` in a shell. Here a name is a path, never a command.
+    Stock WebDataset runs what follows ``pipe:`` in a shell. Here a name is a path or a URL, never a command.
+    Raises DatasetError for what is neither, and where the package that opens such URLs is not installed.
     """
+    if isinstance(location, UPath):
+        return location
     text = os.fspath(location)
     if not text:
-        raise DatasetError("no dataset given: expected the path of a folder")
+        raise DatasetError("no dataset given: expected the path of a folder, or a URL such as s3://bucket/dataset")
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text)
-    if scheme:
+    if not scheme:
+        return Path(text)
+    try:
+        return object_store.open_url(text)
+    except ValueError as error:
         raise DatasetError(
-            f"{text!r}: {scheme.group()} is not supported, expected the path of a local folder "
-            f"(write ./{text} for a folder of that name)"
-        )
-    return Path(text)
+            f"{text!r}: {scheme.group()} is not supported, expected the path of a local folder (write ./{text} for a "
+            "folder of that name) or a URL such as s3://bucket/dataset"
+        ) from error
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Place) -> None:
     """Makes a folder and its parents unless they are there; DatasetError where a file is in the way."""
+    if isinstance(folder, UPath):
+        return  # names alone make a store's folders
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise DatasetError(f"{error.filename} is a file, expected a folder: use another path") from error
 
 
-def list_folder(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none if it does not exist."""
+def list_folder(folder: Place) -> list[str]:
+    """The names in a folder, sorted, as they are now; none if it does not exist."""
+    if isinstance(folder, UPath):
+        return object_store.list_folder(folder)
     try:
         return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def exists(path: Path) -> bool:
-    return path.exists()
+def walk(folder: Place) -> Iterator[str]:
+    """The paths, relative to a folder, of all visible files below it, sorted within each folder.
+
+    Local links are followed, loops are not. Raises DatasetError, at once, if there is no such folder.
+    """
+    is_folder = folder.is_dir() if isinstance(folder, Path) else object_store.is_folder(folder)
+    if not is_folder:
+        raise DatasetError(f"no folder at {folder}")
+    return _visible_files(_walk_local(folder) if isinstance(folder, Path) else object_store.walk(folder))
 
 
-def read(path: Path) -> bytes:
-    return path.read_bytes()
+def _walk_local(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    entered = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        inside = os.path.relpath(parent, folder)
+        yield "" if inside == "." else inside, folders, names
 
 
-def read_range(path: Path, offset: int, length: int) -> bytes:
+def _visible_files(walked: Iterator[tuple[str, list[str], list[str]]]) -> Iterator[str]:
+    for inside, folders, names in walked:
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # those that are entered
+        yield from (os.path.join(inside, name) for name in sorted(names) if not name.startswith("."))
+
+
+def exists(path: Place) -> bool:
+    return path.exists() if isinstance(path, Path) else object_store.exists(path)
+
+
+def read(path: Place) -> bytes:
+    """A whole file; FileNotFoundError if it is not there."""
+    return path.read_bytes() if isinstance(path, Path) else object_store.read(path)
+
+
+def read_range(path: Place, offset: int, length: int) -> bytes:
     """``length`` bytes from ``offset``, or fewer where the file ends earlier."""
+    if isinstance(path, UPath):
+        return object_store.read_range(path, offset, length)
+    with open(path, "rb", buffering=0) as file:
+        return _read_at(file.fileno(), offset, length)
+
+
+def read_into(path: Place, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
+    """Fills the buffers, one after the other, with what is at ``offset``; the bytes read, less at the file's end."""
+    length = sum(map(len, buffers))
+    if isinstance(path, UPath):
+        return _copy_into(buffers, object_store.read_range(path, offset, length))
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        parts, position, end = [], offset, offset + length
-        while position < end and (part := os.pread(descriptor, end - position, position)):
-            parts.append(part)
-            position += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        count = os.preadv(descriptor, buffers, offset)
+        if count in (0, length):
+            return count
+        return _copy_into(buffers, _read_at(descriptor, offset, length))  # the end of the file, or a pause in it
     finally:
         os.close(descriptor)
 
 
+def _read_at(descriptor: int, offset: int, length: int) -> bytes:
+    parts, position, end = [], offset, offset + length
+    while position < end and (part := os.pread(descriptor, end - position, position)):
+        parts.append(part)
+        position += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _copy_into(buffers: Sequence[bytearray | memoryview], data: bytes) -> int:
+    position = 0
+    for buffer in buffers:
+        part = data[position : position + len(buffer)]
+        buffer[: len(part)] = part
+        position += len(part)
+    return position
+
+
+def open_read(location: Location) -> BinaryIO:
+    """A file to read from front to back, fetched as it is read; FileNotFoundError if it is not there."""
+    path = place(location)
+    return open(path, "rb") if isinstance(path, Path) else object_store.open_read(path)
+
+
 @contextmanager
-def write_whole(path: Path, final_name: Callable[[], str] | None = None) -> Iterator[BinaryIO]:
+def local_copy(path: Place) -> Iterator[Path]:
+    """A local file with the content and the name of ``path``: itself where it is local, else a temporary copy."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="wisesora-") as folder:
+        copy = Path(folder) / path.name
+        object_store.fetch(path, copy)
+        yield copy
+
+
+@contextmanager
+def write_whole(path: Place, final_name: Callable[[], str] | None = None) -> Iterator[BinaryIO]:
     """A file to write, which appears under its name when the block ends and not at all when it raises.
 
     An existing file is replaced. ``final_name`` is asked at the end, for a name that depends on the content.
     """
+    if isinstance(path, UPath):
+        with object_store.write_whole(path, final_name) as file:
+            yield file
+        return
     with _temporary(path) as (temporary, file):
         yield file
         _flush(file)
@@ -84,8 +181,14 @@ def write_whole(path: Path, final_name: Callable[[], str] | None = None) -> Iter
     flush(path.parent)
 
 
-def create_exclusive(path: Path, data: bytes) -> bool:
-    """Creates a file, whole, unless there is one; True if it was us. Of several at once exactly one wins."""
+def create_exclusive(path: Place, data: bytes) -> bool:
+    """Creates a file, whole, unless there is one; True if it was us. Of several at once exactly one wins.
+
+    On a store this is one conditional PUT (If-None-Match on S3), which Amazon's, Google's and Azure's stores and
+    MinIO keep. Where a store ignores the condition, the last of several writers wins; each file is whole still.
+    """
+    if isinstance(path, UPath):
+        return object_store.create_exclusive(path, data)
     with _temporary(path) as (temporary, file):
         file.write(data)
         _flush(file)
@@ -114,7 +217,7 @@ def _flush(file: BinaryIO) -> None:
 
 
 def flush(path: Path) -> None:
-    """Makes a file, or the names in a folder, survive a power cut."""
+    """Makes a local file, or the names in a local folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -34,6 +34,7 @@ from shards.schema import (
     Sample,
     check_sample,
     commit_schema,
+    decode_record,
     encode_record,
     main_shape,
 )
@@ -61,18 +62,18 @@ class Commit:
         return self.table.filter(pc.equal(self.table[STATUS], WRITTEN))
 
 
-def commit_path(folder: storage.Location, number: int) -> Path:
+def commit_path(folder: storage.Location, number: int) -> storage.Place:
     """Where the commit of a shard is; ``folder`` is BUCKET/COLUMN of a dataset."""
-    return storage.local_path(folder) / f"{number:06d}.parquet"
+    return storage.place(folder) / f"{number:06d}.parquet"
 
 
 def committed_numbers(folder: storage.Location) -> list[int]:
     """The numbers of the shards that a column has, ascending."""
-    names = storage.list_folder(storage.local_path(folder))
-    return sorted(int(Path(name).stem) for name in names if re.fullmatch(r"[0-9]{6,}\.parquet", name))
+    names = storage.list_folder(storage.place(folder))
+    return sorted(int(name.partition(".")[0]) for name in names if re.fullmatch(r"[0-9]{6,}\.parquet", name))
 
 
-def check_tar_name(name: str, found_in: Path) -> str:
+def check_tar_name(name: str, found_in: storage.Place) -> str:
     """``name`` if it is a tar's plain file name: what a table says is never a path elsewhere or a command."""
     if not re.fullmatch(r"[0-9]{6,}-[0-9a-f]{8}\.tar", name):
         raise ShardError(f"{found_in} names {name!r} as a shard: expected NUMBER-HASH.tar")
@@ -93,7 +94,7 @@ def write_shard(
     at if the shard is there already. ``rejects`` is looked at after the samples are consumed, so that their
     maker may append to it meanwhile. Raises DatasetError if the shard there has another fingerprint.
     """
-    folder = storage.local_path(folder)
+    folder = storage.place(folder)
     path = commit_path(folder, number)
     if not storage.exists(path):
         rows, tar = _write_tar(folder, number, samples)
@@ -109,7 +110,7 @@ def write_shard(
     return commit
 
 
-def read_commit(path: Path) -> Commit:
+def read_commit(path: storage.Place) -> Commit:
     """Reads what ``write_shard`` committed; DatasetError for another version, ShardError for damage."""
     try:
         table = pq.read_table(pa.BufferReader(storage.read(path)), page_checksum_verification=True)
@@ -124,7 +125,18 @@ def read_commit(path: Path) -> Commit:
     return commit
 
 
-def check_version(found: object, path: Path) -> None:
+def read_samples(folder: storage.Location, commit: Commit) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Each written row of a commit and the members of its record; ShardError if the tar is damaged."""
+    path = storage.place(folder) / commit.tar
+    tar = storage.read(path)
+    for row in commit.written.to_pylist():
+        record = tar[row[OFFSET] : row[OFFSET] + row[LENGTH]]
+        if xxhash.xxh3_64_intdigest(record) != row[CHECKSUM]:
+            raise ShardError(f"{path}: the record of {row[KEY]} is not the one that was written: see pipelines.verify")
+        yield row, decode_record(record)
+
+
+def check_version(found: object, path: storage.Place) -> None:
     """DatasetError unless this version of the format wrote it."""
     if found != SCHEMA_VERSION:
         raise DatasetError(
@@ -140,7 +152,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _write_tar(folder: Path, number: int, samples: Iterable[Sample]) -> tuple[list[dict], dict[str, Any]]:
+def _write_tar(folder: storage.Place, number: int, samples: Iterable[Sample]) -> tuple[list[dict], dict[str, Any]]:
     """The rows of the written samples, and what the commit says of the tar."""
     storage.make_folder(folder)
     digest = xxhash.xxh3_128()

@@ -4,11 +4,12 @@ Workers are plain objects: they know nothing of Ray. A text shard is built from 
 that both hold the same keys in the same order.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import platform
+import time
+from collections import Counter, deque
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,15 +17,33 @@ import xxhash
 
 from models.text import LENGTHS, TextEncoder, clean_caption
 from models.vae import FrozenVAE
+from shards import storage
 from shards.dataset import require_equal, write_null_text
-from shards.schema import CAPTION, CAPTION_HASH, KEY, LATENTS, MEAN, STD, TEXT, TOKENS, Bucket, Reject, Sample
-from shards.writer import Commit, commit_path, read_commit, write_shard
+from shards.schema import (
+    CAPTION,
+    CAPTION_HASH,
+    KEY,
+    LATENTS,
+    MEAN,
+    STATUS,
+    STD,
+    TEXT,
+    TOKENS,
+    WRITTEN,
+    Bucket,
+    Reject,
+    Sample,
+)
+from shards.writer import Commit, commit_path, read_commit, read_samples, write_shard
+from stages.captions import Captions
 from stages.decode import Frames
 from stages.errors import DecodeError, WorkError, at_least
 from stages.plan import PlannedClip, ShardPlan
 
-Decode = Callable[[Sequence[PlannedClip]], Iterator[Frames | DecodeError]]
-"""Gives, for each clip in order, its frames or why it has none."""
+Decoded = Iterator[Frames | DecodeError]
+"""For each clip of a shard in order: its frames, or why it has none."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -42,10 +61,14 @@ class VaeConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text encoder by name, folder or hub id, and the column that its embeddings go to."""
+    """The text encoder by name, folder or hub id, and the column that its embeddings go to.
+
+    captions: a JSON-lines file of ``{"key": …, "caption": …}`` that replaces the metadata's captions of these clips.
+    """
 
     name: str = "tiny"
     column: str = "t5"
+    captions: str = ""
     max_tokens: int = 120
     batch_captions: int = 8
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -60,21 +83,47 @@ class TextConfig:
 class Target:
     """Where a worker writes: the dataset, and the fingerprint of the column in each bucket."""
 
-    dataset: Path
+    dataset: storage.Place
     column: str
     fingerprints: dict[Bucket, str]
 
-    def folder(self, bucket: Bucket) -> Path:
+    def folder(self, bucket: Bucket) -> storage.Place:
         return self.dataset / bucket.name / self.column
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of the clips of one shard of one column: status ("written" or a reason) -> clips."""
+    """What became of the clips of one shard of one column, and where the time went.
+
+    statuses: "written" or a reason -> clips. frames: encoded. reused: captions that another column had encoded.
+    busy_s: in the model. wait_s: for frames.
+    """
 
     bucket: str
     number: int
-    statuses: dict[str, int]
+    statuses: Counter[str]
+    frames: int = 0
+    reused: int = 0
+    busy_s: float = 0.0
+    wait_s: float = 0.0
+
+
+class Stopwatch:
+    """Adds up how long items take to come."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def over(self, items: Iterator[_Item]) -> Iterator[_Item]:
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - started
+            yield item
 
 
 def device() -> torch.device:
@@ -91,80 +140,121 @@ class LatentWorker:
     def __init__(self, config: VaeConfig, identity: dict[str, Any], target: Target, threads: int):
         torch.set_num_threads(threads)
         self._vae = FrozenVAE.load(config.name, device(), dtype(config.precision), config.batch_frames)
-        require_equal(self._vae.identity, identity, f"{config.name} on this node is another VAE", "put the same there")
+        here = f"{config.name} on {platform.node()}"
+        require_equal(self._vae.identity, identity, f"{here} is another VAE", "put the same there")
         self._store_std = config.store_std
         self._target = target
 
-    def make_shard(self, plan: ShardPlan, decode: Decode) -> ShardReport:
-        """Decode, encode, write and commit one shard."""
+    def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
+        """Encode, write and commit one shard."""
+        encoding, waiting = Stopwatch(), Stopwatch()
         rejects: list[Reject] = []
-        commit = write_shard(
-            self._target.folder(plan.bucket),
-            plan.number,
-            self._samples(plan, decode, rejects),
-            rejects,
-            fingerprint_hash=self._target.fingerprints[plan.bucket],
-        )
-        return _report(plan, commit)
+        clips: deque[tuple[PlannedClip, float]] = deque()  # those on their way through the VAE, and their starts
 
-    def _samples(self, plan: ShardPlan, decode: Decode, rejects: list[Reject]) -> Iterator[Sample]:
-        for clip, frames in zip(plan.clips, decode(plan.clips), strict=True):
-            if isinstance(frames, DecodeError):
-                rejects.append(Reject(clip.key, frames.reason, str(frames)))
-                continue
-            mean, std = self._vae.encode_posterior(frames.pixels)  # [T, C, h, w]
-            members = {MEAN: mean, STD: std} if self._store_std else {MEAN: mean}
-            halves = {name: _half(array) for name, array in members.items()}
-            if not all(np.isfinite(array).all() for array in halves.values()):
-                rejects.append(Reject(clip.key, "non_finite", "its latents overflow float16 or are not numbers"))
-                continue
-            yield Sample(clip.key, halves, _attributes(clip, frames.start_s, mean))
+        def pictures() -> Iterator[np.ndarray]:
+            for clip, frames in zip(plan.clips, waiting.over(decoded), strict=True):
+                if isinstance(frames, DecodeError):
+                    rejects.append(Reject(clip.key, frames.reason, str(frames)))
+                else:
+                    clips.append((clip, frames.start_s))
+                    yield frames.pixels
+
+        def samples() -> Iterator[Sample]:
+            for mean, std in encoding.over(self._vae.encode_clips(pictures())):
+                clip, start_s = clips.popleft()
+                sample = self._sample(clip, start_s, mean, std)
+                if isinstance(sample, Sample):
+                    yield sample
+                else:
+                    rejects.append(sample)
+
+        folder, fingerprint = self._target.folder(plan.bucket), self._target.fingerprints[plan.bucket]
+        commit = write_shard(folder, plan.number, samples(), rejects, fingerprint_hash=fingerprint)
+        statuses = _statuses(commit)
+        frames = statuses[WRITTEN] * plan.bucket.frames
+        busy_s = encoding.seconds - waiting.seconds
+        return ShardReport(plan.bucket.name, plan.number, statuses, frames, busy_s=busy_s, wait_s=waiting.seconds)
+
+    def _sample(self, clip: PlannedClip, start_s: float, mean: np.ndarray, std: np.ndarray) -> Sample | Reject:
+        members = {MEAN: mean, STD: std} if self._store_std else {MEAN: mean}  # [T, C, h, w]
+        halves = {name: _half(array) for name, array in members.items()}
+        if not all(np.isfinite(array).all() for array in halves.values()):
+            return Reject(clip.key, "non_finite", "its latents overflow float16 or are not numbers")
+        return Sample(clip.key, halves, _attributes(clip, start_s, mean))
 
 
 class TextWorker:
-    """Builds text shards: the captions of a committed latent shard through the text encoder."""
+    """Builds text shards: the captions of a committed latent shard through the text encoder.
 
-    def __init__(self, config: TextConfig, identity: dict[str, Any], target: Target, threads: int):
+    reuse: text columns of each bucket that the same encoder made; a caption that one of them has is not encoded again.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        identity: dict[str, Any],
+        target: Target,
+        reuse: dict[Bucket, list[str]],
+        threads: int,
+    ):
         torch.set_num_threads(threads)
         self._encoder = TextEncoder.load(
             config.name, device(), dtype(config.precision), config.max_tokens, config.batch_captions
         )
-        require_equal(
-            self._encoder.identity, identity, f"{config.name} on this node is another encoder", "put the same there"
-        )
+        here = f"{config.name} on {platform.node()}"
+        require_equal(self._encoder.identity, identity, f"{here} is another encoder", "put the same there")
         self._target = target
+        self._reuse = reuse
+        self._captions = Captions(config.captions) if config.captions else None
         write_null_text(target.dataset, target.column, self._encoder.encode([""])[0])
 
-    def make_shard(self, plan: ShardPlan, decode: Decode) -> ShardReport:
-        """Encode, write and commit one shard; ``decode`` is not asked."""
+    def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
+        """Encode, write and commit one shard; ``decoded`` is not asked."""
         latents = read_commit(commit_path(self._target.dataset / plan.bucket.name / LATENTS, plan.number)).written
-        captions = dict(zip(latents[KEY].to_pylist(), latents["caption"].to_pylist(), strict=True))
+        own = dict(zip(latents[KEY].to_pylist(), latents[CAPTION].to_pylist(), strict=True))
+        captions = own | (self._captions.of_keys(own) if self._captions else {})
+        wanted = {_caption_hash(caption): caption for caption in sorted(captions.values())}
+        reused = self._made_before(plan, wanted)
+        left = [caption for name, caption in wanted.items() if name not in reused]
+        started = time.perf_counter()
+        encoded = self._encoder.encode(left)
+        busy_s = time.perf_counter() - started
+        embeddings = reused | {_caption_hash(caption): text for caption, text in zip(left, encoded, strict=True)}
         commit = write_shard(
             self._target.folder(plan.bucket),
             plan.number,
-            self._samples(captions),
+            (_text_sample(key, captions[key], own[key], embeddings) for key in own),
             fingerprint_hash=self._target.fingerprints[plan.bucket],
         )
-        return _report(plan, commit)
+        return ShardReport(plan.bucket.name, plan.number, _statuses(commit), reused=len(reused), busy_s=busy_s)
 
-    def _samples(self, captions: dict[str, str]) -> Iterator[Sample]:
-        unique = sorted({clean_caption(caption) for caption in captions.values()})
-        embeddings = dict(zip(unique, self._encoder.encode(unique), strict=True))
-        for key, caption in captions.items():
-            cleaned = clean_caption(caption)
-            text = embeddings[cleaned]
-            if not np.isfinite(text).all():
-                raise WorkError(f"no finite float16 embedding of {caption!r}: set text_encoder.precision=fp32")
-            attributes = {
-                TOKENS: len(text),
-                CAPTION_HASH: xxhash.xxh3_64_hexdigest(cleaned.encode()),
-                CAPTION: None,
-            }
-            yield Sample(key, {TEXT: text}, attributes)
+    def _made_before(self, plan: ShardPlan, wanted: Container[str]) -> dict[str, np.ndarray]:
+        """Caption hash -> [L, D] float16, of those that another column has."""
+        found = {}
+        for column in self._reuse.get(plan.bucket, []):
+            folder = self._target.dataset / plan.bucket.name / column
+            if storage.exists(commit_path(folder, plan.number)):
+                for row, members in read_samples(folder, read_commit(commit_path(folder, plan.number))):
+                    if row[CAPTION_HASH] in wanted:
+                        found[row[CAPTION_HASH]] = members[TEXT]
+        return found
 
 
-def _report(plan: ShardPlan, commit: Commit) -> ShardReport:
-    return ShardReport(plan.bucket.name, plan.number, dict(Counter(commit.table["status"].to_pylist())))
+def _text_sample(key: str, caption: str, own: str, embeddings: dict[str, np.ndarray]) -> Sample:
+    text = embeddings[_caption_hash(caption)]
+    if not np.isfinite(text).all():
+        raise WorkError(f"no finite float16 embedding of {caption!r}: set text_encoder.precision=fp32")
+    new = None if caption == own else caption
+    return Sample(key, {TEXT: text}, {TOKENS: len(text), CAPTION_HASH: _caption_hash(caption), CAPTION: new})
+
+
+def _caption_hash(caption: str) -> str:
+    """Equal for captions that the text encoder sees as equal."""
+    return xxhash.xxh3_64_hexdigest(clean_caption(caption).encode())
+
+
+def _statuses(commit: Commit) -> Counter[str]:
+    return Counter(commit.table[STATUS].to_pylist())
 
 
 def _half(array: np.ndarray) -> np.ndarray:

@@ -6,80 +6,34 @@ made again, and the index is made from the commits.
 
 import difflib
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.text import LENGTHS, text_encoder_identity
-from models.vae import vae_identity
+from shards import storage
 from shards.dataset import compact, create_dataset, ensure_fingerprint
-from shards.manifest import Manifest
-from shards.schema import KEY, LATENTS, SCHEMA_VERSION, STATUS, WRITTEN, Bucket, text_column
+from shards.manifest import FINGERPRINT, read_header, read_json
+from shards.schema import KEY, LATENTS, STATUS, TEXT_PREFIX, WRITTEN, Bucket, text_column
 from shards.writer import commit_path, committed_numbers, read_commit
 from stages import execute
-from stages.columns import LatentWorker, Target, TextConfig, TextWorker, VaeConfig
-from stages.decode import POLICY, Decoder
-from stages.errors import ConfigError, WorkError, at_least
-from stages.execute import RuntimeConfig
-from stages.metadata import Row, read_folder, read_internvid
-from stages.output import output_folder, progress_bar, save_settings, save_summary
-from stages.plan import (
-    ClipConfig,
-    Outcomes,
-    PlanConfig,
-    ShardPlan,
-    Totals,
-    append_plan,
-    counts,
-    load_plan,
-    plan,
-    shard_plans,
-)
-from stages.shapes.render import ShapesConfig, render_dataset
+from stages.columns import LatentWorker, Target, TextWorker
+from stages.encode_config import CAPTIONS, EncodeConfig, Models, latents_fingerprint, read_rows, text_fingerprint
+from stages.errors import ConfigError, WorkError
+from stages.execute import Worker
+from stages.metadata import Row
+from stages.output import save_settings, save_summary
+from stages.plan import Outcomes, Plan, ShardPlan, Totals, counts, plan, shard_plans
+from stages.plan_table import planned_shards
+from stages.progress import Progress
 
 # Too few clips to tell a bad input from a bad start.
 FAILURES_COUNT_FROM = 100
-
-
-@dataclass(frozen=True)
-class InputConfig:
-    """Where the clips are. name is part of every key; by default the kind of input."""
-
-    metadata: str = ""
-    videos: str = ""
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class EncodeConfig:
-    """Everything a dataset is made from.
-
-    decoder: PyAV times every container right and sees damage; decord does neither for all, see `stages.decode`.
-    shard_clips: clips planned for a shard, the unit of work. max_failed_share: of the clips that were to be
-    encoded (a missing file is no failure), above which the job stops. shapes: what ``input: shapes`` renders.
-    """
-
-    input: Literal["internvid", "folder", "shapes"] = "internvid"
-    output: str = ""
-    data: InputConfig = field(default_factory=InputConfig)
-    vae: VaeConfig = field(default_factory=VaeConfig)
-    text_encoder: TextConfig = field(default_factory=TextConfig)
-    clip: ClipConfig = field(default_factory=ClipConfig)
-    decoder: Decoder = "pyav"
-    shard_clips: int = 256
-    max_failed_share: float = 0.5
-    shapes: ShapesConfig = field(default_factory=ShapesConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "shard_clips")
-        at_least(self, 0, "max_failed_share")
 
 
 def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
@@ -88,188 +42,149 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
     retry: reasons whose rejected clips are planned once more, into new shards.
     """
     started = time.perf_counter()
-    vae, text = _identities(config)
-    check_size(config, vae)
+    models = Models.of(config)
     rows, videos = read_rows(config)
-    root = create_dataset(output_folder(config.output), _name(config))
-    previous = load_plan(root)
-    added = _plan_rows(root, rows, config, previous, retry)
-    table = pa.concat_tables([previous, added])
-    plans = shard_plans(table, videos)
-    buckets = sorted({shard.bucket for shard in plans})
-    if not buckets:
-        raise WorkError(
-            f"no clip can be encoded: {_rejects(counts(table, {}))}; see data.metadata, data.videos and clip"
-        )
-
-    latents = _target(root, LATENTS, {bucket: latents_fingerprint(config, vae, bucket) for bucket in buckets})
-    column = text_column(config.text_encoder.column)
-    texts = _target(root, column, dict.fromkeys(buckets, text_fingerprint(config, text)))
-    append_plan(root, added)  # now that no fingerprint was refused
-    save_settings(root, config)
-    threads = config.runtime.threads
-    execute.start()
-    try:
-        made = _make_column(config, latents, plans, partial(LatentWorker, config.vae, vae, latents, threads))
-        _make_column(config, texts, plans, partial(TextWorker, config.text_encoder, text, texts, threads))
-    finally:
-        execute.stop()
-
-    totals = counts(table, _outcomes(root, plans))
-    summary = _summary(compact(root, asdict(totals)), totals)
-    seconds = round(time.perf_counter() - started, 1)
-    summary |= {
-        "seconds": seconds,
-        "this_run": {"clips": sum(made.values()), "written": made[WRITTEN], "seconds": seconds},
-    }
-    save_summary(root, summary)
-    if not totals.written:
-        raise WorkError(f"no clip was written: {_rejects(totals)}; see {root / 'summary.json'}")
-    return summary
+    root = create_dataset(output_of(config), config.name)
+    planned = Plan(root)
+    _targets(root, config, models, planned)  # a fingerprint is refused before anything is planned
+    with execute.running(config.runtime):
+        for part in plan_rows(root, rows, videos, config, planned, retry):
+            planned.append(part)
+        latents, texts = _targets(root, config, models, planned)
+        if not latents.fingerprints:
+            none = f"no clip can be encoded: {rejects_of(counts(planned, {}))}"
+            raise WorkError(f"{none}; see data.metadata, data.videos, data.filter and clip")
+        save_settings(root, config)
+        made = [
+            _make_latents(config, models, latents, planned, videos),
+            _make_text(config, models, texts, planned),
+        ]
+    return _finish(root, planned, made, started)
 
 
-def check_size(config: EncodeConfig, vae: dict[str, Any]) -> None:
-    """Raises ConfigError for frames that the VAE cannot halve down to whole latents."""
-    factor = vae["spatial_factor"]
-    if config.clip.height % factor or config.clip.width % factor:
-        size = f"{config.clip.height}x{config.clip.width}"
-        raise ConfigError(f"clip.height x clip.width: found {size}, expected multiples of the VAE's {factor}")
+def encode_text(config: EncodeConfig) -> dict[str, Any]:
+    """Make the text column alone, for the latents that a dataset has; returns the summary.
+
+    No metadata is read and no latents are touched. A caption that another column of the same text encoder has is
+    not encoded again.
+    """
+    started = time.perf_counter()
+    root = storage.place(output_of(config))
+    read_header(root)
+    models, planned = Models.of(config), Plan(root)
+    _, texts = _targets(root, config, models, planned, text_only=True)
+    save_settings(root, config, f"config.{texts.column}")
+    with execute.running(config.runtime):
+        made = [_make_text(config, models, texts, planned)]
+    return _finish(root, planned, made, started)
 
 
-def read_rows(config: EncodeConfig) -> tuple[Iterable[Row], str]:
-    """The rows of the metadata, and the folder of the videos. Raises ConfigError where there are none."""
-    data = config.data
-    if config.input == "shapes":
-        folder = Path(data.videos or Path(config.output).parent / "data")
-        metadata, videos = render_dataset(folder, config.shapes)
-        return read_internvid(str(metadata), str(videos)), str(videos)
-    needed = ("metadata", "videos") if config.input == "internvid" else ("videos",)
-    missing = [name for name in needed if not getattr(data, name)]
-    if missing:
-        raise ConfigError(
-            f"{' and '.join(f'data.{name}' for name in missing)} not set: give {missing[0]!r} as data.{missing[0]}=PATH"
-        )
-    rows = read_internvid(data.metadata, data.videos) if config.input == "internvid" else read_folder(data.videos)
-    return rows, data.videos
+def output_of(config: EncodeConfig) -> str:
+    if not config.output:
+        raise ConfigError("output is not set: give output=FOLDER")
+    return config.output
 
 
-def latents_fingerprint(config: EncodeConfig, vae: dict[str, Any], bucket: Bucket) -> dict[str, Any]:
-    """All that decides the bytes of a bucket's latents."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "vae": vae,
-        "batch_frames": config.vae.batch_frames,
-        "compute": config.vae.precision,
-        "stored": "float16 mean and std" if config.vae.store_std else "float16 mean",
-        "clip": asdict(bucket),
-        "sampling": {"fps": config.clip.fps, "decoder": config.decoder, **POLICY},
-    }
-
-
-def text_fingerprint(config: EncodeConfig, text_encoder: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the bytes of text embeddings."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "text_encoder": text_encoder,
-        "lengths": list(LENGTHS),
-        "batch_captions": config.text_encoder.batch_captions,
-        "compute": config.text_encoder.precision,
-        "stored": "float16",
-    }
-
-
-def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
-    """What ``encode`` would do, in a few lines; writes nothing but rendered shapes."""
-    vae, text = _identities(config)
-    check_size(config, vae)
-    rows, videos = read_rows(config)
-    root = Path(config.output)
-    previous = load_plan(root)
-    table = pa.concat_tables([previous, _plan_rows(root, rows, config, previous, retry)])
-    outcomes = _outcomes(root, shard_plans(table, videos))
-    totals = counts(table, outcomes)
-    lines = [
-        f"{totals.rows} rows: {totals.pending} clips to encode, {totals.written} written, "
-        f"{totals.duplicates} duplicates; {_rejects(totals)}"
-    ]
-    left: defaultdict[Bucket, list[int]] = defaultdict(list)  # clips of each shard
-    for shard in shard_plans(table, videos, done=outcomes):
-        left[shard.bucket].append(len(shard.clips))
-    for bucket, clips in sorted(left.items()):
-        latents = sample_bytes(bucket, vae) * (2 if config.vae.store_std else 1)
-        lines.append(
-            f"  {bucket}: {sum(clips)} clips ({sum(clips) / totals.pending:.0%}) in {len(clips)} shards, "
-            f"{sum(clips) * latents / 1e6:.1f} MB of latents, {text['dim'] * 2} bytes a text token"
-        )
-    return "\n".join(lines)
-
-
-def sample_bytes(bucket: Bucket, vae: dict[str, Any]) -> int:
-    """Of one clip's stored mean: float16 [T, C, h, w]."""
-    frames = (bucket.frames - 1) // vae["temporal_factor"] + 1
-    area = (bucket.height // vae["spatial_factor"]) * (bucket.width // vae["spatial_factor"])
-    return 2 * frames * vae["latent_channels"] * area
-
-
-def _identities(config: EncodeConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of the VAE and of the text encoder."""
-    text = config.text_encoder
-    return vae_identity(config.vae.name), text_encoder_identity(text.name, text.max_tokens)
-
-
-def _name(config: EncodeConfig) -> str:
-    return config.data.name or config.input
-
-
-def _plan_config(config: EncodeConfig) -> PlanConfig:
-    return PlanConfig(config.clip, config.shard_clips)
-
-
-def _plan_rows(
-    root: Path, rows: Iterable[Row], config: EncodeConfig, previous: pa.Table, retry: Sequence[str]
-) -> pa.Table:
-    """What these rows add to the plan."""
-    outcomes = _outcomes(root, shard_plans(previous, "")) if retry else {}
-    rejected = counts(previous, outcomes).rejected if retry else {}
+def plan_rows(
+    root: storage.Place, rows: Iterable[Row], videos: str, config: EncodeConfig, planned: Plan, retry: Sequence[str]
+) -> Iterator[pa.Table]:
+    """What these rows add to the plan, part by part; files are probed where that needs it."""
+    outcomes = read_outcomes(root, shard_sizes(planned)) if retry else {}
+    rejected = counts(planned, outcomes).rejected if retry else {}
     for reason in retry:
         if reason not in rejected:
             nearest = difflib.get_close_matches(reason, rejected, 1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(rejected) or 'none'}"
             raise ConfigError(f"--retry {reason}: no clip was rejected for that; {hint}")
-    return plan(rows, _plan_config(config), _name(config), previous, retry=retry, outcomes=outcomes)
+    probe = partial(execute.probe, videos=videos, runtime=config.runtime)
+    return plan(rows, config.planning, config.name, planned, retry=retry, outcomes=outcomes, probe=probe)
 
 
-def _outcomes(root: Path, plans: Sequence[ShardPlan]) -> Outcomes:
+def read_outcomes(root: storage.Place, shards: Iterable[tuple[str, int]]) -> Outcomes:
     """The rejects of every committed shard of latents."""
     outcomes = {}
-    for bucket in {shard.bucket for shard in plans}:
-        for number in committed_numbers(root / bucket.name / LATENTS):
-            table = read_commit(commit_path(root / bucket.name / LATENTS, number)).table
+    for bucket in sorted({bucket for bucket, _ in shards}):
+        for number in committed_numbers(root / bucket / LATENTS):
+            table = read_commit(commit_path(root / bucket / LATENTS, number)).table
             rejects = table.filter(pc.not_equal(table[STATUS], WRITTEN))
             pairs = zip(rejects[KEY].to_pylist(), rejects[STATUS].to_pylist(), strict=True)
-            outcomes[bucket.name, number] = dict(pairs)
+            outcomes[bucket, number] = dict(pairs)
     return outcomes
 
 
-def _target(root: Path, column: str, fingerprints: dict[Bucket, dict[str, Any]]) -> Target:
-    hashes = {
-        bucket: ensure_fingerprint(root, bucket, column, fingerprint) for bucket, fingerprint in fingerprints.items()
+def shard_sizes(planned: Plan) -> dict[tuple[str, int], int]:
+    """(bucket name, number) of each planned shard -> its clips, in the order of the plan."""
+    parts = (part.filter(pc.is_valid(part["shard"])) for part in planned.parts(["bucket", "shard"]))
+    return {(bucket, number): rows.num_rows for part in parts for bucket, number, rows in planned_shards(part)}
+
+
+def rejects_of(totals: Totals) -> str:
+    return "rejected: " + (", ".join(f"{count} {reason}" for reason, count in totals.rejected.items()) or "none")
+
+
+def _targets(
+    root: storage.Place, config: EncodeConfig, models: Models, planned: Plan, text_only: bool = False
+) -> tuple[Target, Target]:
+    """Where latents and text of the planned buckets go, their fingerprints recorded, or compared with those there."""
+    buckets = sorted({Bucket.parse(name) for name, _ in shard_sizes(planned)})
+    latents = {bucket: latents_fingerprint(config, models.vae, bucket) for bucket in buckets if not text_only}
+    text = dict.fromkeys(buckets, text_fingerprint(config, models.text))
+    columns = {LATENTS: latents, text_column(config.text_encoder.column): text}
+    return tuple(  # type: ignore[return-value]
+        Target(
+            root.resolve() if isinstance(root, Path) else root,  # workers have other working folders
+            column,
+            {bucket: ensure_fingerprint(root, bucket, column, one) for bucket, one in fingerprints.items()},
+        )
+        for column, fingerprints in columns.items()
+    )
+
+
+def _make_latents(config: EncodeConfig, models: Models, target: Target, planned: Plan, videos: str) -> Progress:
+    sizes, done = shard_sizes(planned), _committed(target)
+    left = {shard: clips for shard, clips in sizes.items() if shard not in done}
+    make_worker = partial(LatentWorker, config.vae, models.vae, target, config.runtime.threads)
+    return _make(config, target.column, left, shard_plans(planned.parts(), videos, done), make_worker)
+
+
+def _make_text(config: EncodeConfig, models: Models, target: Target, planned: Plan) -> Progress:
+    sizes = shard_sizes(planned)
+    latents, done = _committed(Target(target.dataset, LATENTS, target.fingerprints)), _committed(target)
+    left = {shard: clips for shard, clips in sizes.items() if shard in latents and shard not in done}
+    plans = (ShardPlan(Bucket.parse(bucket), number, ()) for bucket, number in left)
+    reuse = {bucket: _same_encoder(target, bucket) for bucket in target.fingerprints}
+    make_worker = partial(TextWorker, config.text_encoder, models.text, target, reuse, config.runtime.threads)
+    return _make(config, target.column, left, plans, make_worker)
+
+
+def _same_encoder(target: Target, bucket: Bucket) -> list[str]:
+    """The other text columns that the same text encoder made, in the same way."""
+    folder = target.dataset / bucket.name
+    own = read_json(folder / target.column / FINGERPRINT)
+    others = [name for name in storage.list_folder(folder) if name.startswith(TEXT_PREFIX) and name != target.column]
+    return [name for name in others if read_json(folder / name / FINGERPRINT) | {CAPTIONS: own[CAPTIONS]} == own]
+
+
+def _committed(target: Target) -> set[tuple[str, int]]:
+    return {
+        (bucket.name, number) for bucket in target.fingerprints for number in committed_numbers(target.folder(bucket))
     }
-    return Target(root.resolve(), column, hashes)
 
 
-def _make_column(config: EncodeConfig, target: Target, plans: Sequence[ShardPlan], make_worker: Any) -> Counter[str]:
-    """Make the shards of a column that are not committed; what became of their clips."""
-    left = [shard for shard in plans if not commit_path(target.folder(shard.bucket), shard.number).exists()]
-    statuses: Counter[str] = Counter()
-    clips = sum(len(shard.clips) for shard in left)
-    with progress_bar(clips, target.column, "clip") as bar:
-        for report in execute.run_shards(make_worker, left, config.runtime, config.decoder):
-            statuses.update(report.statuses)
-            bar.update(sum(report.statuses.values()))
-            bar.set_postfix_str(f"{statuses.total() - statuses[WRITTEN]} rejected")
-            _check_failures(statuses, config.max_failed_share)
-    return statuses
+def _make(
+    config: EncodeConfig,
+    column: str,
+    left: dict[tuple[str, int], int],
+    plans: Iterable[ShardPlan],
+    make_worker: Callable[[], Worker],
+) -> Progress:
+    """Make the shards of a column that are not committed. ``left``: the clips of each."""
+    progress = Progress(column, sum(left.values()), len(left), execute.places(config.runtime))
+    with progress:
+        for report in execute.run_shards(make_worker, plans, config.runtime, config.decoder):
+            progress.add(report)
+            _check_failures(progress.statuses, config.max_failed_share)
+    return progress
 
 
 def _check_failures(statuses: Counter[str], max_failed_share: float) -> None:
@@ -283,15 +198,26 @@ def _check_failures(statuses: Counter[str], max_failed_share: float) -> None:
         )
 
 
-def _rejects(totals: Totals) -> str:
-    return "rejected: " + (", ".join(f"{count} {reason}" for reason, count in totals.rejected.items()) or "none")
-
-
-def _summary(manifest: Manifest, totals: Totals) -> dict[str, Any]:
+def _finish(root: storage.Place, planned: Plan, made: Sequence[Progress], started: float) -> dict[str, Any]:
+    """Make the index and the manifest, and tell what there is."""
+    totals = counts(planned, read_outcomes(root, shard_sizes(planned)))
+    manifest = compact(root, asdict(totals))
     columns = [column for bucket in manifest.buckets.values() for column in bucket.columns.values()]
-    return {
+    latents = made[0]
+    summary = {
         **{name: value for name, value in asdict(totals).items() if name != "pending"},
         "samples": sum(bucket.samples for bucket in manifest.buckets.values()),
         "shards": sum(len(bucket.columns[LATENTS].shards) for bucket in manifest.buckets.values()),
         "bytes": sum(shard.tar_bytes for column in columns for shard in column.shards),
+        "seconds": (seconds := round(time.perf_counter() - started, 1)),
+        "this_run": {
+            "clips": latents.statuses.total(),
+            "written": latents.statuses[WRITTEN],
+            "seconds": seconds,
+            "columns": {progress.column: progress.summary() for progress in made},
+        },
     }
+    save_summary(root, summary)
+    if not totals.written:
+        raise WorkError(f"no clip was written: {rejects_of(totals)}; see {root / 'summary.json'}")
+    return summary

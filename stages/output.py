@@ -25,15 +25,15 @@ def output_folder(path: str) -> Path:
     return folder
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: storage.Place, text: str) -> None:
     """Write a small file whole or not at all."""
     with storage.write_whole(path) as file:
         file.write(text.encode())
 
 
-def save_settings(folder: Path, config: Any) -> None:
-    """The resolved config as config.yaml."""
-    write_text(folder / "config.yaml", settings_text(config))
+def save_settings(folder: storage.Place, config: Any, name: str = "config") -> None:
+    """The resolved config as NAME.yaml."""
+    write_text(folder / f"{name}.yaml", settings_text(config))
 
 
 def settings_text(config: Any) -> str:
@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def save_summary(folder: Path, summary: dict[str, Any]) -> None:
+def save_summary(folder: storage.Place, summary: dict[str, Any]) -> None:
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 

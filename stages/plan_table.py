@@ -1,20 +1,21 @@
 """The plan as it is stored: a table with every row of the metadata, in parts that are never changed.
 
-DATASET/plan/000000.parquet   the first run
-DATASET/plan/000001.parquet   what a longer metadata file, or a retry, added
+DATASET/plan/000000.parquet   the first rows
+DATASET/plan/000001.parquet   further ones, what a longer metadata file added, or a retry
 
 A row is known by its clip (a hash of dataset, source and span), its occurrence (0 for the first row of that
-clip, 1 for the next) and its attempt (0, then one more for each retry). The last attempt is what counts.
+clip, 1 for the next), its window and its attempt (0, then one more for each retry). The last attempt is what
+counts. The clips of a shard stand together, in the order of their keys.
 """
 
+import json
 import os
 import re
-from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,14 +32,16 @@ PLAN_SCHEMA = pa.schema(
     [
         ("clip", pa.uint64()),
         ("occurrence", pa.int32()),
+        ("window", pa.int32()),  # null where all of the clip is meant
         ("attempt", pa.int32()),
+        ("first_of_line", pa.bool_()),  # false for the second and further clips of a line of the metadata
         ("status", pa.string()),
         ("reason", pa.string()),  # of a reject
         ("message", pa.string()),
         ("source", pa.string()),
         ("kind", pa.string()),
         ("path", pa.string()),  # below the videos folder, or absolute; null if there is no such file
-        ("duration_s", pa.float64()),
+        ("duration_s", pa.float64()),  # null where nobody knows
         ("caption", pa.string()),
         ("aesthetic", pa.float64()),
         ("umt", pa.float64()),
@@ -47,28 +50,53 @@ PLAN_SCHEMA = pa.schema(
         # Only planned clips have what follows.
         ("key", pa.string()),
         ("bucket", pa.string()),
+        ("start_s", pa.float64()),  # of the window, in the file
+        ("clip_start_s", pa.float64()),  # see PlannedClip
+        ("fps", pa.float64()),
         ("shard", pa.int32()),
         ("row", pa.int32()),
-        ("window", pa.int32()),
-        ("start_s", pa.float64()),  # of the window, in the file
-        ("clip_start_s", pa.float64()),  # of the whole clip, in the file
-        ("fps", pa.float64()),
     ]
 )
 
-Outcomes = Mapping[tuple[str, int], Mapping[str, str]]
-"""What commits say: (bucket name, shard number) of every committed shard -> key of a reject -> its reason."""
-
 _FOLDER = "plan"
 _PART = re.compile(r"[0-9]{6}\.parquet")
+_SETTINGS = b"settings"
+
+
+class PlanRow(NamedTuple):
+    """A planned clip but for its shard and its place in it; see PLAN_SCHEMA. (A tuple: millions are made.)"""
+
+    clip: int
+    occurrence: int
+    window: int
+    attempt: int
+    first_of_line: bool
+    status: str
+    reason: str | None
+    message: str | None
+    source: str
+    kind: str
+    path: str | None
+    duration_s: float | None
+    caption: str
+    aesthetic: float | None
+    umt: float | None
+    matching_score: float | None
+    desirable_filtering: str | None
+    key: str
+    bucket: str
+    start_s: float
+    clip_start_s: float
+    fps: float
 
 
 @dataclass(frozen=True)
 class PlannedClip:
     """A clip to decode: ``fps`` frames a second of ``path`` from ``start_s`` (after the file's first frame).
 
-    ``clip_start_s`` is where the clip begins, of which ``start_s`` begins a window.
-    ``kind`` is "video" or "image". ``duration_s`` is what the metadata says of the whole clip.
+    ``clip_start_s`` is where to begin instead when the file ends too early: where the clip does, but a second or
+    further window, which must not show the first again, has only its own start. ``kind`` is "video" or "image".
+    ``duration_s`` is of the whole clip.
     """
 
     key: str
@@ -95,107 +123,87 @@ class ShardPlan:
     clips: tuple[PlannedClip, ...]
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What became of every row: clips = written + filtered + duplicates + pending + the sum of rejected."""
+class Plan:
+    """The plan of a dataset, read and written a part at a time.
 
-    rows: int
-    clips: int
-    written: int
-    filtered: int
-    duplicates: int
-    pending: int  # planned for shards that are not committed yet
-    rejected: dict[str, int]
+    before: a plan that this one continues elsewhere, for one that is only tried out.
+    """
 
+    def __init__(self, dataset: storage.Location, before: "Plan | None" = None):
+        self._folder = storage.place(dataset) / _FOLDER
+        self._before = before
 
-def load_plan(dataset: storage.Location) -> pa.Table:
-    """All parts of a dataset's plan as one table; an empty one for a dataset without. Raises DatasetError."""
-    folder = storage.local_path(dataset) / _FOLDER
-    parts = []
-    for name in _part_names(dataset):
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The parts in their order, with all columns or some. Raises DatasetError for a damaged one."""
+        if self._before:
+            yield from self._before.parts(columns)
+        for name in self._names():
+            yield self._read(name, columns)
+
+    def settings(self) -> dict[str, Any] | None:
+        """What it was made with; None for a plan without parts."""
+        found = self._before.settings() if self._before else None
+        names = self._names()
+        if found is not None or not names:
+            return found
+        return json.loads(self._read(names[0], ["clip"]).schema.metadata[_SETTINGS])
+
+    def append(self, table: pa.Table) -> None:
+        """Stores a table that ``plan`` gave as the next part, whole or not at all."""
+        storage.make_folder(self._folder)
+        path = self._folder / f"{len(self._names()):06d}.parquet"
+        if not storage.create_exclusive(path, parquet_bytes(table)):
+            raise ConfigError(f"another run has just written {path}: run the same command again")
+
+    def _names(self) -> list[str]:
+        return [name for name in storage.list_folder(self._folder) if _PART.fullmatch(name)]
+
+    def _read(self, name: str, columns: Sequence[str] | None) -> pa.Table:
+        path = self._folder / name
         try:
-            parts.append(pq.read_table(pa.BufferReader(storage.read(folder / name)), page_checksum_verification=True))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DatasetError(f"{folder / name} is damaged ({error}): use another output folder") from error
-    return pa.concat_tables(parts) if parts else PLAN_SCHEMA.empty_table()
+            file = pq.ParquetFile(pa.BufferReader(storage.read(path)), page_checksum_verification=True)
+            if not file.schema_arrow.equals(PLAN_SCHEMA):
+                raise DatasetError(f"{path} is of another version of wisesora: use another output folder")
+            return file.read(columns)
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{path} is damaged ({error}): use another output folder") from error
 
 
-def append_plan(dataset: storage.Location, table: pa.Table) -> None:
-    """Stores what ``plan`` returned as the next part, whole or not at all; nothing if it has no rows."""
-    if not table.num_rows:
+def plan_table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+    """Rows, with a value for each field of PLAN_SCHEMA, in Arrow's compact form."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(PLAN_SCHEMA)
+    return pa.table([pa.array(column, f.type) for column, f in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA)
+
+
+def with_settings(table: pa.Table, settings: Mapping[str, Any]) -> pa.Table:
+    return table.replace_schema_metadata({_SETTINGS: json.dumps(settings).encode()})
+
+
+def shard_plans(
+    parts: Iterable[pa.Table], videos_folder: str, done: Container[tuple[str, int]] = ()
+) -> Iterator[ShardPlan]:
+    """The shards of a plan, in the order in which they were planned, without those ``done``."""
+    base = videos_folder if "://" in videos_folder else os.path.abspath(videos_folder)
+    for part in parts:
+        planned = part.filter(pc.equal(part["status"], PLANNED))
+        for bucket, number, rows in planned_shards(planned):
+            if (bucket, number) not in done:
+                columns = [rows[field.name].to_pylist() for field in fields(PlannedClip)]
+                columns[_PATH] = [os.path.join(base, path) for path in columns[_PATH]]
+                yield ShardPlan(Bucket.parse(bucket), number, tuple(map(PlannedClip, *columns)))
+
+
+_PATH = [field.name for field in fields(PlannedClip)].index("path")
+
+
+def planned_shards(planned: pa.Table) -> Iterator[tuple[str, int, pa.Table]]:
+    """Each run of rows of one shard."""
+    if not planned.num_rows:
         return
-    folder = storage.local_path(dataset) / _FOLDER
-    storage.make_folder(folder)
-    path = folder / f"{len(_part_names(dataset)):06d}.parquet"
-    if not storage.create_exclusive(path, parquet_bytes(table)):
-        raise ConfigError(f"another run has just written {path}: run the same command again")
-
-
-def shard_plans(table: pa.Table, videos_folder: str, done: Container[tuple[str, int]] = ()) -> list[ShardPlan]:
-    """The shards that the plan names, ordered by bucket and number, without those ``done``."""
-    planned = table.filter(pc.equal(table["status"], PLANNED))
-    planned = planned.sort_by([("bucket", "ascending"), ("shard", "ascending"), ("row", "ascending")])
-    plans = []
-    for (bucket, number), rows in groupby(_dicts(planned), key=lambda row: (row["bucket"], row["shard"])):
-        if (bucket, number) not in done:
-            clips = tuple(_planned_clip(row, videos_folder) for row in rows)
-            plans.append(ShardPlan(Bucket.parse(bucket), number, clips))
-    return plans
-
-
-def counts(table: pa.Table, outcomes: Outcomes) -> Totals:
-    """Adds up the last attempt of every row of a plan."""
-    tally: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    for row in last_attempts(table):
-        status, reason = outcome(row, outcomes)
-        if reason is None:
-            tally[status] += 1
-        else:
-            rejected[reason] += 1
-    clips = tally.total() + rejected.total()
-    return Totals(
-        rows=clips,
-        clips=clips,
-        written=tally["written"],
-        filtered=tally[FILTERED],
-        duplicates=tally[DUPLICATE],
-        pending=tally["pending"],
-        rejected=dict(sorted(rejected.items())),
-    )
-
-
-def outcome(row: Mapping[str, Any], outcomes: Outcomes) -> tuple[str, str | None]:
-    """What became of a row: written, pending, duplicate, filtered, or rejected with a reason."""
-    if row["status"] != PLANNED:
-        return row["status"], row["reason"]
-    rejects = outcomes.get((row["bucket"], row["shard"]))
-    if rejects is None:
-        return "pending", None
-    reason = rejects.get(row["key"])
-    return (REJECTED, reason) if reason else ("written", None)
-
-
-def last_attempts(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a plan that count: of a retried clip, only its last attempt."""
-    needed = table.select(["clip", "occurrence", "attempt", "status", "reason", "key", "bucket", "shard"])
-    retried = needed.filter(pc.greater(needed["attempt"], 0))
-    last: dict[tuple[int, int], int] = {}
-    for row in _dicts(retried):  # in the order of the attempts
-        last[row["clip"], row["occurrence"]] = row["attempt"]
-    return (row for row in _dicts(needed) if row["attempt"] == last.get((row["clip"], row["occurrence"]), 0))
-
-
-def _part_names(dataset: storage.Location) -> list[str]:
-    names = storage.list_folder(storage.local_path(dataset) / _FOLDER)
-    return [name for name in names if _PART.fullmatch(name)]
-
-
-def _dicts(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=65536):
-        yield from batch.to_pylist()
-
-
-def _planned_clip(row: Mapping[str, Any], videos_folder: str) -> PlannedClip:
-    values = {field.name: row[field.name] for field in fields(PlannedClip)}
-    return PlannedClip(**values | {"path": os.path.abspath(os.path.join(videos_folder, row["path"]))})
+    planned = planned.combine_chunks()
+    bucket = pc.dictionary_encode(planned["bucket"]).combine_chunks().indices.to_numpy()
+    shard = planned["shard"].to_numpy()
+    ends = np.flatnonzero((bucket[1:] != bucket[:-1]) | (shard[1:] != shard[:-1])) + 1
+    for start, end in zip([0, *ends.tolist()], [*ends.tolist(), len(shard)], strict=True):
+        rows = planned.slice(start, end - start)
+        yield rows["bucket"][0].as_py(), int(shard[start]), rows

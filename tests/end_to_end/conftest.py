@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,19 @@ def deepspeed(ranks: int) -> list[str]:
     port = str(29500 + os.getpid() % 400)
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     return [launcher, "--num_gpus", str(ranks), "--master_port", port, "pipelines/train.py"]
+
+
+def hashes(shards: Path) -> set[str]:
+    """The names of all tars, which carry the hash of their bytes, and of the index."""
+    return {str(path.relative_to(shards)) for pattern in ("*/*/*.tar", "index/*") for path in shards.glob(pattern)}
+
+
+def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool], timeout_s: float = 180) -> None:
+    """Until something is so, of a process that still runs then."""
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @dataclass(frozen=True)

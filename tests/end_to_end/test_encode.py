@@ -3,9 +3,9 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
-import time
 import warnings
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from PIL import Image
 from transformers import AutoTokenizer, T5EncoderModel
 
 from models.source import TINY_FOLDER
+from models.text import TextEncoder
 from pipelines.command import run as run_command
 from pipelines.encode import main
 from shards.dataset import Dataset
-from tests.end_to_end.conftest import ROOT, SMALL, command, environment, run
+from tests.end_to_end.conftest import ROOT, SMALL, command, environment, hashes, run, wait_for
 
 
 def tars(shards: Path, column: str) -> list[str]:
@@ -36,11 +37,6 @@ def stock_samples(shards: Path, column: str) -> list[dict]:
         found = list(webdataset.WebDataset(tars(shards, column), shardshuffle=False, empty_check=False).decode())
         gc.collect()
     return found
-
-
-def hashes(shards: Path) -> set[str]:
-    """The names of all tars, which carry the hash of their bytes, and of the index."""
-    return {str(path.relative_to(shards)) for pattern in ("*/*/*.tar", "index/*") for path in shards.glob(pattern)}
 
 
 def test_stock_webdataset_reads_both_columns_in_the_same_order(shards: Path) -> None:
@@ -109,17 +105,14 @@ def test_another_way_of_encoding_is_refused_by_name(shards: Path) -> None:
     assert hashes(shards) == before
 
 
-@pytest.mark.parametrize("commits", [1, 4])
-def test_a_kill_at_any_moment_loses_and_doubles_nothing(commits: int, shards: Path, tmp_path: Path) -> None:
+# In the middle of the plan, of the latents, and of the text.
+@pytest.mark.parametrize("made", ["dataset.json", "64x64x8/latents/*.parquet", "64x64x8/text.t5/*.parquet"])
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(made: str, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     settings = ["--input", "shapes", f"output={folder}", f"data.videos={shards.parent / 'data'}", *SMALL]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([*command("encode"), *settings], cwd=ROOT, env=environment(), **quiet)
-    # In the middle of the latents, and in the middle of the text.
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("*/*/*.parquet"))) < commits:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(process, lambda: any(folder.glob(made)))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     run(*command("encode"), *settings)
@@ -207,3 +200,33 @@ def test_bad_input_is_one_clear_line(
     assert run_command(main, [*SMALL, *tiny, "text_encoder.name=tiny", *settings]) == 2
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("error: ") and message in told
+
+
+def written_captions(path: Path, captions: dict[str, str]) -> Path:
+    path.write_text("".join(json.dumps({"key": key, "caption": caption}) + "\n" for key, caption in captions.items()))
+    return path
+
+
+def test_new_captions_make_a_column_beside_the_old_and_encode_only_what_changed(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    rows = Dataset.open(folder).index("64x64x8").to_pylist()
+    changed = {row["key"]: f"another caption of {row['source']}" for row in rows[:5]}
+    file = written_captions(tmp_path / "new.jsonl", changed | {rows[7]["key"]: rows[7]["caption"].upper()})
+    before = hashes(folder)
+    settings = ["--input", "shapes", f"output={folder}", "--columns", "text.new", f"text_encoder.captions={file}"]
+    run(*command("encode"), *settings)
+    assert {path for path in before if "index" not in path} < hashes(folder)  # nothing else is touched
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["this_run"]["columns"]["text.new"]["reused"] > 0
+    dataset = Dataset.open(folder)
+    assert dataset.columns("64x64x8") == ["latents", "text.new", "text.t5"]
+    encoder = TextEncoder.load("tiny")
+    for number, row in enumerate(dataset.index("64x64x8").to_pylist()):
+        assert row["text.new.caption"] == changed.get(row["key"], None if number != 7 else row["caption"].upper())
+        (expected,) = encoder.encode([changed.get(row["key"], row["caption"])])
+        np.testing.assert_array_equal(dataset.read("64x64x8", number, "text.new")["text.npy"], expected)
+
+    written_captions(file, {key: "yet another" for key in changed})
+    done = run(*command("encode"), *settings, status=2)
+    assert "captions is" in done.stderr and done.stderr.count("\n") == 1

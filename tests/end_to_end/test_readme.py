@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import load_config
-from stages.encode import EncodeConfig
+from stages.encode_config import EncodeConfig
 from stages.evaluate import EvaluateConfig
 from stages.sample import SampleConfig
 from stages.train import TrainConfig, transformer_config

@@ -65,6 +65,25 @@ def test_encode_and_decode_agree_with_diffusers(odd_vae: Path):
     np.testing.assert_array_equal(vae.decode(torch.from_numpy(mean)), decoded)
 
 
+def test_batches_go_on_from_clip_to_clip_and_give_each_clip_its_own():
+    vae = FrozenVAE.load("tiny", batch_frames=4)
+    asked: list[int] = []
+
+    def clips():
+        for start, end in ((0, 1), (1, 3), (3, 9), (9, 11)):
+            asked.append(end)
+            yield FRAMES[start:end]
+
+    found = vae.encode_clips(clips())
+    first = next(found)
+    assert asked == [1, 3, 9]  # no further than the first batch needs
+    means, stds = zip(first, *found, strict=True)
+    assert [len(mean) for mean in means] == [1, 2, 6, 2]
+    mean, std = vae.encode_posterior(FRAMES)
+    np.testing.assert_array_equal(np.concatenate(means), mean)
+    np.testing.assert_array_equal(np.concatenate(stds), std)
+
+
 @pytest.mark.parametrize("name", ["tiny", "odd"])
 def test_a_frames_latent_and_picture_are_bitwise_its_own(name: str, odd_vae: Path):
     vae = FrozenVAE.load("tiny" if name == "tiny" else str(odd_vae), batch_frames=4)
@@ -124,7 +143,7 @@ def test_wrong_inputs_are_named(odd_vae: Path):
         vae.encode(FRAMES.astype(np.float32))
     with pytest.raises(ValueError, match="multiples of 4 pixels"):
         vae.encode(FRAMES[:, :30])
-    with pytest.raises(ValueError, match="no frames"):
+    with pytest.raises(ValueError, match="N > 0"):
         vae.encode(FRAMES[:0])
     with pytest.raises(ValueError, match=r"expected \[N, 6, h, w\]"):
         vae.decode(np.zeros((1, 4, 8, 8), np.float32))

@@ -1,14 +1,16 @@
 """Small datasets made of random numbers, through the public entry points."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from shards import storage
 from shards.dataset import compact, create_dataset, ensure_fingerprint, write_null_text
 from shards.schema import LATENTS, MEAN, STD, TEXT, Bucket, Reject, Sample, make_key, text_column
 from shards.writer import write_shard
+from tests import object_store
 
 LATENTS_FINGERPRINT = {"schema_version": 1, "vae": {"weights_hash": "aa", "latent_channels": 4}, "fps": 8}
 TEXT_FINGERPRINT = {"schema_version": 1, "text_encoder": {"weights_hash": "bb", "dim": 6}}
@@ -53,7 +55,7 @@ def samples() -> Callable[..., list[Sample]]:
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Path]:
+def build(tmp_path: Path) -> Callable[..., storage.Place]:
     """A finished dataset: bucket -> samples of each shard, with one text column or more."""
 
     def build(
@@ -64,8 +66,9 @@ def build(tmp_path: Path) -> Callable[..., Path]:
         rejects: Sequence[Reject] = (),
         std: bool = False,
         null_tokens: int = 1,
-    ) -> Path:
-        root = create_dataset(tmp_path / name, "tests")
+        root: storage.Location | None = None,
+    ) -> storage.Place:
+        root = create_dataset(root or tmp_path / name, "tests")
         start = 0
         for bucket, counts in shards.items():
             columns = {LATENTS: LATENTS_FINGERPRINT} | {text_column(text): TEXT_FINGERPRINT for text in texts}
@@ -86,3 +89,15 @@ def build(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return build
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    with object_store.s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket of a real S3 server, ``s3://NAME``."""
+    return object_store.new_bucket(endpoint, monkeypatch)

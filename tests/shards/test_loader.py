@@ -1,3 +1,4 @@
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -188,3 +189,108 @@ def test_the_selection_hash_tells_what_is_trained_on(build):
     ]
     assert len(set(hashes)) == 7
     assert of(root) == of(build(shards, name="again")) == of(root, [Bucket.parse(LONG), Bucket.parse(SIZE)])
+
+
+def mixed(root: Path, text, rank: int = 0, world: int = 1, steps: int = 30, seed: int = 7, **settings) -> list[Batch]:
+    config = replace(CONFIG, text=text, **settings)
+    dataset = Dataset.open(root, filter=config.filter)
+    counts = {bucket.name: dataset.counts_per_shard(bucket) for bucket in dataset.buckets}
+    order = SampleOrder(counts, dict.fromkeys(counts, 4), seed, config.window_shards)
+    return list(Loader(dataset, config, order, rank, world).batches(0, steps))
+
+
+def columns_of(batches: list[Batch], texts: dict[str, dict[str, np.ndarray]]) -> dict[int, str]:
+    """Position -> the column whose text a sample came with."""
+    found = {}
+    for batch in batches:
+        for key, position, text, mask in zip(batch.keys, batch.positions, batch.text, batch.text_mask, strict=True):
+            (found[position],) = [name for name, of in texts.items() if np.array_equal(of[key], text[mask])]
+    return found
+
+
+def test_text_columns_are_mixed_by_their_shares(build, samples):
+    root = build({SIZE: [9, 8]}, texts=["t5", "short", "long"])
+    texts = {
+        name: {sample.key: sample.members[TEXT] for sample in samples(17, column=f"text.{name}")}
+        for name in ("t5", "short", "long")
+    }
+    batches = mixed(root, {"t5": 6, "short": 3, "long": 1}, steps=500)
+    found = columns_of(batches, texts)
+    shares = {name: list(found.values()).count(name) / 2000 for name in texts}
+    assert shares == pytest.approx({"t5": 0.6, "short": 0.3, "long": 0.1}, abs=0.04)
+    first = batches[0].keys[0]
+    again = {
+        found[position]
+        for batch in batches
+        for key, position in zip(batch.keys, batch.positions, strict=True)
+        if key == first
+    }
+    assert len(again) > 1  # a sample's next time may be another column's
+    assert columns_of(mixed(root, {"t5": 6, "short": 3, "long": 1}, seed=8, steps=40), texts) != {
+        position: found[position] for position in list(found)[:160]
+    }
+    for one, other in zip(mixed(root, {"short": 0.3}), mixed(root, "short"), strict=True):
+        assert_equal(one, other)
+
+
+def test_ranks_and_a_later_start_agree_on_the_mixture(build):
+    root, text = build({SIZE: [9, 8], LONG: [7]}, texts=["t5", "short"]), {"t5": 0.7, "short": 0.3}
+    wholes, shares = mixed(root, text), [mixed(root, text, rank, 2) for rank in range(2)]
+    for whole, *parts in zip(wholes, *shares, strict=True):
+        assert {part.text.shape[1] for part in parts} == {whole.text.shape[1]}
+        assert np.array_equal(np.concatenate([part.text for part in parts]), whole.text)
+        assert np.array_equal(np.concatenate([part.text_mask for part in parts]), whole.text_mask)
+        assert whole.text_mask.any(axis=0).all()  # no longer than the longest of the chosen
+    for one, other in zip(mixed(root, text, prefetch_batches=1, read_threads=1), wholes, strict=True):
+        assert_equal(one, other)
+
+
+def test_a_mixture_that_cannot_be_is_refused(build):
+    root = build({SIZE: [8]}, texts=["t5", "short"])
+    for text in ({}, {"t5": 0}, {"t5": -1, "short": 1}, {"t5": float("nan")}, {"t5": "half"}):
+        with pytest.raises(DatasetError, match="expected names of text columns, with a weight above 0 each"):
+            loader(root, config=replace(CONFIG, text=text))
+    with pytest.raises(DatasetError, match="has no column text.none: found latents, text.short, text.t5"):
+        loader(root, config=replace(CONFIG, text={"t5": 1, "none": 1}))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["buckets"][SIZE]["columns"]["text.short"]["fingerprint"]["text_encoder"]["weights_hash"] = "cc"
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DatasetError, match='of text.short is not that of text.t5: weights_hash is "cc", expected "bb"'):
+        loader(root, config=replace(CONFIG, text={"t5": 1, "short": 1}))
+
+
+def test_a_filter_leaves_out_what_does_not_hold(build, samples):
+    root = build({SIZE: [5, 6], LONG: [9]})  # odd ones have no aesthetic; durations are 1 to 20
+    wanted = {sample.key for seed, sample in enumerate(sorted(samples(20), key=lambda s: s.attributes["duration_s"]))
+              if seed % 2 == 0 and seed >= 3}  # fmt: skip
+    batches = mixed(root, "t5", filter="aesthetic >= 4.75 and duration_s >= 4", steps=20)
+    drawn = [key for batch in batches for key in batch.keys]
+    assert set(drawn) == wanted and len(wanted) == 8
+    latents = {sample.key: sample for sample in samples(20)}
+    for batch in batches:
+        for key, mean in zip(batch.keys, batch.mean, strict=True):
+            assert np.array_equal(mean, latents[key].members[MEAN])
+    dataset = Dataset.open(root, filter="duration_s > 5")
+    assert [dataset.counts_per_shard(bucket) for bucket in (SIZE, LONG)] == [[0, 6], [9]]
+    assert min(dataset.index(SIZE)["duration_s"].to_pylist()) == 6
+    assert len(dataset.tokens(SIZE, "text.t5")) == 6
+
+
+def test_a_filter_that_is_none_or_leaves_nothing_is_refused(build):
+    root = build({SIZE: [5]})
+    with pytest.raises(DatasetError, match="'aesthetic > 9' holds for none of the 5 samples of"):
+        Dataset.open(root, filter="aesthetic > 9")
+    with pytest.raises(DatasetError, match="no column aesthetics; did you mean aesthetic?"):
+        Dataset.open(root, filter="aesthetics > 4")
+    with pytest.raises(DatasetError, match="data.filter.*expected a condition such as"):
+        Dataset.open(root, filter="import os")
+
+
+def test_the_selection_hash_covers_every_column_and_the_filter(build):
+    root = build({SIZE: [5]}, texts=["t5", "short"])
+
+    def of(columns, filter: str = "") -> str:
+        return selection_hash(Dataset.open(root, filter=filter), [SIZE], columns)
+
+    assert of(["text.t5"]) == of("text.t5") == of("text.t5", "duration_s > 0")
+    assert len({of("text.t5"), of(["text.t5", "text.short"]), of("text.short"), of("text.t5", "duration_s > 2")}) == 4

@@ -4,18 +4,23 @@ import tarfile
 
 import numpy as np
 import pytest
+import xxhash
 
 from shards.errors import DatasetError
 from shards.schema import (
+    LATENTS,
     MEAN,
     STD,
     TEXT,
     Bucket,
+    RecordBuffers,
     Sample,
     check_sample,
     decode_record,
+    empty_members,
     encode_record,
     make_key,
+    record_members,
     text_column,
 )
 
@@ -133,3 +138,40 @@ def test_samples_that_a_column_cannot_hold_are_refused(samples):
         check_sample("latents", Sample(latents.key, latents.members, text.attributes))
     with pytest.raises(ValueError, match="9 tokens"):
         check_sample("text.t5", Sample(text.key, text.members, text.attributes | {"tokens": 9}))
+
+
+def read_record(key: str, members: dict[str, np.ndarray], record: bytes) -> RecordBuffers:
+    buffers, position = RecordBuffers(key, members), 0
+    for buffer in buffers.buffers:
+        buffer[:] = record[position : position + len(buffer)]
+        position += len(buffer)
+    return buffers
+
+
+@pytest.mark.parametrize(("column", "std"), [(LATENTS, False), (LATENTS, True), ("text.t5", False)])
+def test_a_record_is_read_straight_into_arrays(samples, column, std):
+    (sample,) = samples(1, column=column, std=std)
+    record = encode_record(sample)
+    shape = next(iter(sample.members.values())).shape
+    assert record_members(column, shape, len(record)) == sorted(sample.members)
+    members = {suffix: empty_members(shape) for suffix in sample.members}
+    buffers = read_record(sample.key, members, record)
+    assert buffers.length == len(record) and buffers.checksum() == xxhash.xxh3_64_intdigest(record)
+    buffers.check()
+    for suffix, array in sample.members.items():
+        assert np.array_equal(members[suffix], array) and members[suffix].ctypes.data % 64 == 0
+
+
+def test_a_record_of_something_else_is_refused(samples):
+    (sample,) = samples(1)
+    record = encode_record(sample)
+    wrong = [
+        ("other", MEAN, (2, 4, 3, 3)),  # another key
+        (sample.key[:-1], MEAN, (2, 4, 3, 3)),
+        (sample.key, STD, (2, 4, 3, 3)),  # another member
+        (sample.key, MEAN, (2, 4, 9, 1)),  # as many values of another shape
+    ]
+    for key, suffix, shape in wrong:
+        with pytest.raises(ValueError, match="expected .* of this shape"):
+            read_record(key, {suffix: np.empty(shape, np.float16)}, record).check()
+    assert record_members(LATENTS, (2, 4, 3, 3), 100) == []

@@ -1,26 +1,57 @@
+import os
+import pickle
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from shards.errors import DatasetError
-from shards.storage import create_exclusive, list_folder, local_path, make_folder, read_range, write_whole
+from shards.storage import (
+    create_exclusive,
+    list_folder,
+    local_copy,
+    make_folder,
+    open_read,
+    place,
+    read_into,
+    read_range,
+    walk,
+    write_whole,
+)
 
 
-@pytest.mark.parametrize("location", ["pipe:cat a", "s3://b/c", "file:///a", "http://a/b", "PIPE:x", Path("pipe:rm")])
-def test_what_is_no_local_path_is_refused(location):
+@pytest.mark.parametrize(
+    "location", ["pipe:cat a", "pipe://cat a", "file:///a", "PIPE:x", Path("pipe:rm"), "foo://a/b", "s3:a", "s3://"]
+)
+def test_what_is_neither_a_path_nor_a_url_is_refused(location):
+    with pytest.raises(DatasetError, match="expected the path of a local folder .* or a URL such as s3://"):
+        place(location)
+
+
+@pytest.mark.parametrize("location", ["simplecache::s3://b/c", "s3::pipe:ls", "s3://b/c::pipe:ls"])
+def test_chained_urls_are_refused(location):
     with pytest.raises(DatasetError, match="expected the path of a local folder"):
-        local_path(location)
+        place(location)
 
 
 @pytest.mark.parametrize("location", ["/a/b", "a/b:c", "./pipe:a", "../a", "a b", Path("/x")])
 def test_local_paths_pass(location):
-    assert local_path(location) == Path(location)
+    assert place(location) == Path(location) and isinstance(place(location), Path)
+    assert pickle.loads(pickle.dumps(place(location))) == Path(location)
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch):
+    monkeypatch.delitem(_registry, "s3", raising=False)  # it may be open in this process already
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(DatasetError, match=r"s3://b/c: .*s3fs.*pip install 'wisesora\[s3\]'"):
+        place("s3://b/c")
 
 
 def test_no_path_and_a_file_in_the_way_are_the_users_mistake(tmp_path):
     with pytest.raises(DatasetError, match="no dataset given"):
-        local_path("")
+        place("")
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="file is a file"):
         make_folder(tmp_path / "file")
@@ -73,3 +104,38 @@ def test_a_range_ends_where_the_file_does(tmp_path):
     assert read_range(tmp_path / "a", 10, 5) == bytes(range(10, 15))
     assert read_range(tmp_path / "a", 95, 10) == bytes(range(95, 100))
     assert read_range(tmp_path / "a", 200, 10) == b""
+
+
+def test_a_walk_follows_links_and_survives_loops(tmp_path):
+    for name in ("b.mp4", "a/z.mp4", "a/.hidden/y", ".x", "c/d/e"):
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / name).write_text("")
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "aside" / "f").write_text("")
+    (tmp_path / "top" / "a" / "loop").symlink_to(tmp_path / "top")
+    (tmp_path / "top" / "linked").symlink_to(tmp_path / "aside")
+    assert list(walk(tmp_path / "top")) == ["b.mp4", "a/z.mp4", "c/d/e", "linked/f"]
+    with pytest.raises(DatasetError, match="no folder at .*none"):
+        walk(tmp_path / "none")  # at once, not at the first name
+
+
+def test_a_local_file_is_its_own_copy(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"content")
+    with local_copy(tmp_path / "a.mp4") as copy:
+        assert copy == tmp_path / "a.mp4"
+    with open_read(str(copy)) as stream:
+        assert stream.read() == b"content"
+
+
+def test_buffers_are_filled_as_far_as_the_file_goes(tmp_path, monkeypatch):
+    data, whole_read = bytes(range(100)), os.preadv
+    (tmp_path / "a").write_bytes(data)
+    for preadv in (
+        whole_read,
+        lambda file, buffers, offset: whole_read(file, buffers[:1], offset),
+    ):  # a system's choice
+        monkeypatch.setattr(os, "preadv", preadv)
+        for offset, count in ((0, 30), (60, 30), (85, 15), (95, 5), (100, 0), (200, 0)):
+            buffers = [bytearray(10), bytearray(0), memoryview(bytearray(20))]
+            assert read_into(tmp_path / "a", offset, buffers) == count
+            assert b"".join(buffers)[:count] == data[offset : offset + count]

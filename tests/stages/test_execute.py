@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,10 @@ import pytest
 from shards.errors import DatasetError
 from shards.schema import Bucket
 from stages import execute
-from stages.columns import Decode, ShardReport
+from stages.columns import Decoded, ShardReport
 from stages.decode import Frames
 from stages.errors import DecodeError, WorkError
-from stages.execute import RuntimeConfig, run_shards
+from stages.execute import DecodeAhead, RuntimeConfig, run_shards
 from stages.plan import PlannedClip, ShardPlan
 from tests.videos import numbered, write_video
 
@@ -31,27 +32,26 @@ class Worker:
         self.folder = folder
         self.deaths = deaths
 
-    def make_shard(self, plan: ShardPlan, decode: Decode) -> ShardReport:
+    def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
         if plan.number == 1 and len(list(self.folder.glob("death-*"))) < self.deaths:
             (self.folder / f"death-{os.getpid()}").touch()
             os._exit(1)
         statuses = [
             f"{clip.key} {outcome.reason if isinstance(outcome, DecodeError) else outcome.pixels.shape}"
-            for clip, outcome in zip(plan.clips, decode(plan.clips), strict=True)
+            for clip, outcome in zip(plan.clips, decoded, strict=True)
         ]
-        return ShardReport(plan.bucket.name, plan.number, dict.fromkeys(statuses, 1))
+        return ShardReport(plan.bucket.name, plan.number, Counter(statuses))
 
 
 class Refusing:
-    def make_shard(self, plan: ShardPlan, decode: Decode) -> ShardReport:
+    def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
         raise DatasetError(f"shard {plan.number} is not ours")
 
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    execute.start()
-    yield
-    execute.stop()
+    with execute.running(RuntimeConfig()):
+        yield
 
 
 @pytest.fixture
@@ -104,8 +104,24 @@ def test_decoding_loads_no_torch() -> None:
 
 
 def test_frames_are_uint8_of_the_final_size(ray: None, plans: list[ShardPlan]) -> None:
-    task = execute._DecodeTask(BUCKET, RuntimeConfig(), "pyav")
-    first, second, third = task.decode_ahead(plans[0].clips)
+    first, second, third = DecodeAhead(RuntimeConfig(), "pyav").frames_of(plans[0])
     assert isinstance(first, Frames) and isinstance(third, Frames)
     assert first.pixels.dtype == np.uint8 and np.array_equal(first.pixels, third.pixels)
     assert isinstance(second, DecodeError)
+
+
+def test_the_clips_of_the_next_shard_are_decoded_while_one_is_made(ray: None, plans: list[ShardPlan]) -> None:
+    ahead = DecodeAhead(RuntimeConfig(), "pyav")
+    for _ in ahead.frames_of(plans[0], plans[1]):
+        pass
+    waiting = list(ahead._submitted)
+    assert [decode.clip.key for decode, _ in waiting] == ["1a", "1b", "1c"]
+    assert len(list(ahead.frames_of(plans[1]))) == 3 and not ahead._submitted
+
+
+def test_a_shard_that_was_not_announced_gets_its_own_clips(ray: None, plans: list[ShardPlan]) -> None:
+    ahead = DecodeAhead(RuntimeConfig(), "pyav")
+    assert len(list(ahead.frames_of(plans[0], plans[1]))) == 3
+    swapped = ShardPlan(BUCKET, 2, plans[2].clips[::-1][1:])  # broken, good
+    first, second = ahead.frames_of(swapped)
+    assert isinstance(first, DecodeError) and isinstance(second, Frames)

@@ -3,12 +3,16 @@
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.fuzz_metadata import KINDS, fuzz
 from stages.errors import ConfigError
 from stages.metadata import Row, read_folder, read_internvid
 from tests.videos import numbered, write_video
@@ -53,6 +57,7 @@ def test_a_published_row(read: Read) -> None:
         duration_ms=2069,
         aesthetic=4.58984375,
         umt=0.39794921875,
+        fields=GOOD,
     )
 
 
@@ -109,6 +114,14 @@ def test_a_video_path_that_leads_elsewhere_is_a_bad_row(read: Read, path: object
 def test_a_file_that_is_not_there_has_no_path(read: Read) -> None:
     (row,) = read(GOOD)
     assert (row.path, row.reason, row.duration_ms) == (None, None, 2069)
+
+
+def test_a_file_whose_path_cannot_be_stored_is_not_there(read: Read, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/videos/\xff"
+    os.makedirs(folder)
+    with open(folder + f"/{CLIP}.mp4".encode(), "wb"):
+        (row,) = read(GOOD)
+    assert (row.path, row.reason) == (None, None)
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -212,6 +225,78 @@ def test_lines_that_are_no_rows_are_rows_all_the_same(read: Read) -> None:
     assert len({row.identity for row in rows}) == len(BAD_LINES) + 1  # one each, and the good one twice
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_mutated_rows_are_all_accounted_for(kind: str, tmp_path: Path) -> None:
+    outcome = fuzz(kind, 100, tmp_path, seed=1)
+    assert outcome.counted_lines == outcome.lines > 95
+    assert outcome.accounted_clips == outcome.clips >= outcome.lines
+    assert outcome.planned_again == 0
+    assert 10 < outcome.usable < outcome.clips
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.metadata.MAX_LINE", 1000)
+    long = json.dumps(GOOD | {"Caption": "x" * 5000}).encode()
+    fits = json.dumps(GOOD | {"Caption": "x" * 700}).encode()
+    exact = json.dumps(GOOD).encode().ljust(1000)
+    rows = read(long, fits, b"y" * 3000, exact, GOOD)
+    assert [row.reason for row in rows] == ["bad_metadata", None, "bad_metadata", None, None]
+    assert "1000 bytes" in str(rows[0].message)
+
+
+def test_sizes_and_rates_of_the_metadata_are_taken_where_they_make_sense(read: Read) -> None:
+    rows = read(
+        GOOD | {"height": 720, "width": 1280, "fps": 29.97}, GOOD | {"height": "720", "width": -1, "fps": 1e999}
+    )
+    assert [(row.height, row.width, row.fps) for row in rows] == [(720, 1280, 29.97), (None, None, None)]
+    assert rows[1].fields["height"] == "720"
+
+
+def write_parquet(path: Path, rows: list[dict], **options) -> str:
+    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+    return str(path)
+
+
+def test_parquet_is_read_as_the_lines_are(read: Read, tmp_path: Path) -> None:
+    lines = [GOOD | {"Caption": f"clip {number}", "extra": number} for number in range(300)]
+    lines[7]["Caption"] = None
+    lines[8]["Start_timestamp"] = "later"
+    lines[9]["YoutubeID"] = None
+    from_lines = read(*lines, files=(f"{CLIP}.mp4",))
+    path = write_parquet(tmp_path / "rows.parquet", lines, row_group_size=64)
+    from_parquet = list(read_internvid(path, str(tmp_path / "videos")))
+    bad = [8, 9]
+    assert [row for n, row in enumerate(from_parquet) if n not in bad] == [
+        row for n, row in enumerate(from_lines) if n not in bad
+    ]
+    for number in bad:
+        assert from_parquet[number].reason == from_lines[number].reason
+        assert f"row {number + 1}: " in str(from_parquet[number].message)
+    assert len({row.identity for row in from_parquet}) == 3
+
+
+def test_parquet_of_other_types_is_rows_all_the_same(tmp_path: Path) -> None:
+    path = write_parquet(
+        tmp_path / "a.parquet", [{"YoutubeID": 5, "t": datetime(2020, 1, 1), "b": b"\xff"}, {"b": b""}]
+    )
+    rows = list(read_internvid(path, str(tmp_path)))
+    assert [row.reason for row in rows] == ["bad_metadata"] * 2 and rows[0].identity != rows[1].identity
+
+
+def test_damaged_parquet_is_a_mistake_of_the_users(tmp_path: Path) -> None:
+    path = Path(write_parquet(tmp_path / "a.parquet", [GOOD | {"Caption": f"{n}"} for n in range(5000)]))
+    data = path.read_bytes()
+    for damaged in (b"", b"PAR1", data[:-100], data[: len(data) // 2], data[:200] + bytes(400) + data[600:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="a.parquet"):
+            list(read_internvid(str(path), str(tmp_path)))
+    empty = write_parquet(tmp_path / "empty.parquet", [GOOD])
+    pq.write_table(pq.read_table(empty).slice(0, 0), empty)
+    for wrong in (empty, str(tmp_path / "absent.parquet")):
+        with pytest.raises(ConfigError):
+            read_internvid(wrong, str(tmp_path))
+
+
 def test_captions_are_cleaned_of_what_cannot_be_stored(read: Read) -> None:
     rows = read(*(GOOD | {"Caption": caption} for caption in ("  a dog \n", None, "   ", "a \ud83d dog", "犬")))
     assert [row.caption for row in rows] == ["a dog", "", "", "a ? dog", "犬"]
@@ -265,11 +350,12 @@ def test_a_folder_of_videos_and_pictures(tmp_path: Path) -> None:
     (tmp_path / "c.webm").write_bytes(b"no video")
     (tmp_path / "notes.txt").write_text("no caption of anything")
     (tmp_path / ".hidden.mp4").touch()
+    os.mkfifo(tmp_path / "pipe.mp4")
     rows = list(read_folder(str(tmp_path)))
     assert [(row.path, row.kind, row.caption, row.duration_ms, row.reason) for row in rows] == [
         ("a.PNG", "image", "", 0, None),
-        ("b/clip.mp4", "video", "a clip", 1500, None),
-        ("c.webm", "video", "", 0, "undecodable"),
+        ("b/clip.mp4", "video", "a clip", None, None),
+        ("c.webm", "video", "", None, None),
     ]
     assert [row.identity for row in rows] == [row.source for row in rows] == ["a.PNG", "b/clip.mp4", "c.webm"]
 

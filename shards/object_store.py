@@ -1,0 +1,145 @@
+"""What ``storage`` does at an fsspec URL. Each function is the namesake of one there.
+
+Nothing is cached, since other processes write to the same place. Where a store refuses or is silent, this is a
+DatasetError of one line; that something is absent stays FileNotFoundError.
+"""
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from upath import UPath
+
+from shards.errors import DatasetError
+
+_CLIENT_ERRORS = (  # what the stores' libraries raise beside OSError when they get no answer
+    ("botocore.exceptions", "BotoCoreError"),
+    ("aiohttp", "ClientError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)
+
+
+def open_url(url: str) -> UPath:
+    """The path of a URL; ValueError for what is none, DatasetError where the package that opens it is missing."""
+    if not re.match(r"[^:/]+://[^/]", url) or "::" in url or url.startswith(("file:", "local:")):
+        raise ValueError("no URL of an object store")
+    path = UPath(url, use_listings_cache=False)
+    try:
+        _ = path.fs  # made on first use
+    except ImportError as error:
+        extra = "pip install 'wisesora[s3]'" if path.protocol in ("s3", "s3a") else "install it with pip"
+        raise DatasetError(f"{url}: {error}: {extra}") from error
+    return path
+
+
+@contextmanager
+def _answers(path: UPath) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except _client_errors() as error:
+        raise DatasetError(
+            f"{path}: the store answers {' '.join(str(error).split())!r}: check the credentials, the endpoint and "
+            "the network, then run it again"
+        ) from error
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    loaded = [(sys.modules.get(module), name) for module, name in _CLIENT_ERRORS]
+    return (OSError, *(getattr(module, name) for module, name in loaded if module))
+
+
+@contextmanager
+def _writes(path: UPath) -> Iterator[None]:
+    with _answers(path):
+        try:
+            yield
+        except FileNotFoundError as error:  # a store has no folders: it can only be the bucket
+            raise DatasetError(f"{path}: {error}: make the bucket first, or use another location") from error
+
+
+def list_folder(folder: UPath) -> list[str]:
+    with _answers(folder):
+        try:
+            found = folder.fs.ls(folder.path, detail=False)
+        except FileNotFoundError:
+            return []
+    parts = [name.rstrip("/").rpartition("/") for name in found]
+    return sorted(name for parent, _, name in parts if parent == folder.path.rstrip("/"))  # not the folder itself
+
+
+def walk(folder: UPath) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As ``os.walk``, with the parent relative to the folder."""
+    top = folder.path.rstrip("/")
+    with _answers(folder):
+        for parent, folders, names in folder.fs.walk(top, on_error="raise"):
+            names[:] = [name for name in names if name]  # a store may list the folder itself as ""
+            yield parent[len(top) + 1 :], folders, names
+
+
+def is_folder(path: UPath) -> bool:
+    with _answers(path):
+        return path.fs.isdir(path.path)
+
+
+def exists(path: UPath) -> bool:
+    with _answers(path):
+        return path.fs.exists(path.path)
+
+
+def read(path: UPath) -> bytes:
+    with _answers(path):
+        return path.fs.cat_file(path.path)
+
+
+def read_range(path: UPath, offset: int, length: int) -> bytes:
+    with _answers(path):
+        try:
+            return path.fs.cat_file(path.path, start=offset, end=offset + length) if length else b""
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if offset < path.fs.size(path.path):
+                raise
+            return b""  # a store refuses a range that lies behind the end
+
+
+def open_read(path: UPath) -> BinaryIO:
+    with _answers(path):
+        return path.fs.open(path.path, "rb", cache_type="readahead")
+
+
+def fetch(path: UPath, target: Path) -> None:
+    with _answers(path):
+        path.fs.get_file(path.path, str(target))
+
+
+@contextmanager
+def write_whole(path: UPath, final_name: Callable[[], str] | None) -> Iterator[BinaryIO]:
+    with tempfile.TemporaryDirectory(prefix="wisesora-") as folder:
+        spool = Path(folder) / path.name
+        with open(spool, "xb") as file:
+            yield file
+        target = path.with_name(final_name()) if final_name else path
+        with _writes(target):
+            path.fs.put_file(str(spool), target.path)
+
+
+def create_exclusive(path: UPath, data: bytes) -> bool:
+    with _writes(path):
+        try:
+            path.fs.pipe_file(path.path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            answer = getattr(error.__cause__, "response", {})
+            if answer.get("Error", {}).get("Code") != "PreconditionFailed":
+                raise
+            return False  # the store does not say which condition failed, where there was only one
+    return True

@@ -1,0 +1,135 @@
+"""What an encode would do, take and leave on the disk, before anything is spent on it."""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.text import TextEncoder
+from models.vae import FrozenVAE
+from shards import storage
+from shards.schema import Bucket
+from stages import execute
+from stages.columns import device, dtype
+from stages.encode import output_of, plan_rows, read_outcomes, rejects_of, shard_sizes
+from stages.encode_config import EncodeConfig, Models, read_rows
+from stages.plan import Plan, ShardPlan, counts, shard_plans
+
+SECONDS = 1.0  # for each thing that is timed, at least
+CLIPS = 16  # of the first shard, that are decoded and whose captions are encoded
+
+
+def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
+    """What ``encode`` would do, in a few lines; writes nothing but rendered shapes.
+
+    Times are measured on this machine's device with a few of the clips, and hold for a machine like it.
+    """
+    models = Models.of(config)
+    rows, videos = read_rows(config)
+    root = storage.place(output_of(config))
+    with tempfile.TemporaryDirectory() as folder, execute.running(config.runtime):
+        planned = Plan(folder, before=Plan(root))
+        for part in plan_rows(root, rows, videos, config, planned, retry):
+            planned.append(part)
+        sizes = shard_sizes(planned)
+        outcomes = read_outcomes(root, sizes)
+        totals = counts(planned, outcomes)
+        lines = [
+            f"{totals.rows} rows: {totals.pending} clips to encode, {totals.written} written, {totals.filtered} "
+            f"filtered, {totals.duplicates} duplicates; {rejects_of(totals)}"
+        ]
+        if totals.pending:
+            first = next(shard_plans(planned.parts(), videos, outcomes))
+            left = {shard: clips for shard, clips in sizes.items() if shard not in outcomes}
+            lines += _estimate(config, models, left, _measure(config, first))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Speeds:
+    """pixels_per_s: of the VAE. decode_s: of one clip, in one process. tokens: of a caption, on average."""
+
+    pixels_per_s: float
+    decode_s: float
+    captions_per_s: float
+    tokens: float
+
+
+def _measure(config: EncodeConfig, shard: ShardPlan) -> _Speeds:
+    """With the first clips of a shard."""
+    torch.set_num_threads(config.runtime.threads)
+    clips = shard.clips[:CLIPS]
+    some = ShardPlan(shard.bucket, shard.number, clips)
+    decoding_s, _ = _timed(lambda: list(execute.DecodeAhead(config.runtime, config.decoder).frames_of(some)))
+
+    vae = FrozenVAE.load(config.vae.name, device(), dtype(config.vae.precision), config.vae.batch_frames)
+    batch = np.zeros((config.vae.batch_frames, shard.bucket.height, shard.bucket.width, 3), np.uint8)
+    vae_s, _ = _timed(lambda: vae.encode(batch))
+
+    text = config.text_encoder
+    encoder = TextEncoder.load(text.name, device(), dtype(text.precision), text.max_tokens, text.batch_captions)
+    captions = [clip.caption for clip in clips]
+    text_s, embeddings = _timed(lambda: encoder.encode(captions))
+    return _Speeds(
+        pixels_per_s=batch.size / 3 / vae_s,
+        decode_s=decoding_s * min(len(clips), execute.decoders()) / len(clips),
+        captions_per_s=len(clips) / text_s,
+        tokens=float(np.mean([len(embedding) for embedding in embeddings])),
+    )
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """The seconds that one call takes once it is warm, and what it gives."""
+    result = work()
+    calls, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < SECONDS:
+        work()
+        calls += 1
+    return seconds / calls, result
+
+
+def _estimate(config: EncodeConfig, models: Models, left: dict[tuple[str, int], int], speeds: _Speeds) -> list[str]:
+    """Bytes of each bucket, and hours: decoding and the VAE run side by side, then comes the text."""
+    clips_of: Counter[str] = Counter()
+    for (name, _), clips in left.items():
+        clips_of[name] += clips
+    buckets = {Bucket.parse(name): clips for name, clips in clips_of.items()}
+    total = sum(buckets.values())
+    lines, whole = [], 0.0
+    for bucket, clips in sorted(buckets.items()):
+        latents = clips * sample_bytes(bucket, models.vae) * (2 if config.vae.store_std else 1)
+        text = clips * speeds.tokens * models.text["dim"] * 2
+        shards = sum(name == bucket.name for name, _ in left)
+        lines.append(
+            f"  {bucket}: {clips} clips ({clips / total:.0%}) in {shards} shards, {latents / 1e6:.1f} MB of latents, "
+            f"{text / 1e6:.1f} MB of text"
+        )
+        whole += latents + text
+    places, decoders = execute.places(config.runtime), execute.decoders()
+    pixels = sum(clips * bucket.frames * bucket.height * bucket.width for bucket, clips in buckets.items())
+    vae_s, decoding_s = pixels / speeds.pixels_per_s / places, total * speeds.decode_s / decoders
+    text_s = total / speeds.captions_per_s / places
+    std = "" if config.vae.store_std else "; vae.store_std=true would double the latents"
+    return [
+        *lines,
+        f"  {whole / 1e9:.2f} GB in all, with {speeds.tokens:.1f} tokens a caption{std}",
+        f"  about {_duration(max(vae_s, decoding_s) + text_s)} on this machine's {device().type}: "
+        f"VAE {_duration(vae_s)} and text {_duration(text_s)} with {places} workers, "
+        f"decoding {_duration(decoding_s)} beside the VAE with {decoders} processes",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def sample_bytes(bucket: Bucket, vae: dict[str, Any]) -> int:
+    """Of one clip's stored mean: float16 [T, C, h, w]."""
+    frames = (bucket.frames - 1) // vae["temporal_factor"] + 1
+    area = (bucket.height // vae["spatial_factor"]) * (bucket.width // vae["spatial_factor"])
+    return 2 * frames * vae["latent_channels"] * area

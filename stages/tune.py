@@ -1,0 +1,62 @@
+"""Which ``vae.batch_frames`` is the fastest here. It only tells: the number is part of a dataset's fingerprint."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.vae import FrozenVAE
+from stages.columns import device, dtype
+from stages.encode_config import EncodeConfig
+from stages.plan import bucket_sizes
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+SECONDS = 2.0  # for each of them
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of the VAE's encoder with one size of batch. peak_gb: of the GPU's memory, None on a CPU."""
+
+    batch_frames: int
+    frames_per_s: float
+    peak_gb: float | None
+
+
+def tune(config: EncodeConfig) -> str:
+    """The speeds as a table, and which is the best."""
+    speeds = list(measure(config))
+    lines = [f"{'batch_frames':>12}  {'frames/s':>8}  {'peak GB':>7}   on this machine's {device().type}"]
+    for speed in speeds:
+        peak = "" if speed.peak_gb is None else f"{speed.peak_gb:.1f}"
+        lines.append(f"{speed.batch_frames:>12}  {speed.frames_per_s:>8.1f}  {peak:>7}")
+    best = max(speeds, key=lambda speed: speed.frames_per_s)
+    return "\n".join([*lines, f"for a new dataset: vae.batch_frames={best.batch_frames}"])
+
+
+def measure(config: EncodeConfig) -> Iterator[Speed]:
+    """The encoder's speed at the largest frames that are asked for, batch by batch until memory is full."""
+    torch.set_num_threads(config.runtime.threads)
+    height, width = max(bucket_sizes(config.clip), key=np.prod)
+    frames = np.random.default_rng(0).integers(0, 256, (BATCHES[-1], height, width, 3), np.uint8)
+    for batch_frames in BATCHES:
+        vae = FrozenVAE.load(config.vae.name, device(), dtype(config.vae.precision), batch_frames)
+        try:
+            yield _measure(vae, frames[:batch_frames])
+        except torch.OutOfMemoryError:
+            return
+
+
+def _measure(vae: FrozenVAE, batch: np.ndarray) -> Speed:
+    cuda = device().type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    vae.encode(batch)  # kernels are chosen at the first call
+    done, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < SECONDS:
+        vae.encode(batch)
+        done += len(batch)
+    peak_gb = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
+    return Speed(vae.batch_frames, done / seconds, peak_gb)
