@@ -1,7 +1,7 @@
 """Planning at the size of InternVid: ``python -m benchmarks.plan [ROWS]``, ten million unless told otherwise.
 
 Writes made-up InternVid lines, plans them in a process of its own, part by part, counts what became of them and
-walks all shards. The file of ten million rows takes 2.4 GB of the temporary folder, the plan 1.2 GB.
+walks all shards. Ten million rows take 3 GB of the temporary folder.
 """
 
 import json

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import xxhash
 
 from shards import storage
-from shards.cache import Tar
 from shards.errors import DatasetError, ShardError
 from shards.filter import Filter
 from shards.manifest import INDEX, BucketEntry, ColumnEntry
 from shards.schema import CHECKSUM, KEY, LATENTS, LENGTH, OFFSET, SHAPE, SHARD, index_field, index_schema
+from shards.tars import Tar
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Records:
 
 @dataclass(frozen=True, eq=False)
 class OpenBucket:
-    """What is read of a bucket when it is opened; the rows of ``keys``, ``shard`` and Records are those of ``index``."""
+    """What is read of a bucket when it is opened; ``keys``, ``shard`` and the Records have the rows of ``index``."""
 
     entry: BucketEntry
     index: pa.Table

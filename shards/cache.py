@@ -10,7 +10,6 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
@@ -18,15 +17,7 @@ from upath import UPath
 
 from shards import object_store, storage
 from shards.errors import DatasetError, ShardError
-
-
-@dataclass(frozen=True)
-class Tar:
-    """A tar of a dataset: where it is, the hash (xxh3_128) of its bytes, and how many there are."""
-
-    path: storage.Place
-    hash: str
-    bytes: int
+from shards.tars import Tar
 
 
 class TarCache:
@@ -46,9 +37,10 @@ class TarCache:
                 return storage.read_into(copy, offset, buffers)
             self._fetch(tar)
 
-    def remove(self, tar: Tar) -> None:
-        """Removes the local copy of a tar, which turned out to be damaged."""
+    def damaged(self, tar: Tar) -> str:
+        """Removes the local copy, which was whole when it was fetched; says what to do."""
         self._copy(tar).unlink(missing_ok=True)
+        return f"its copy in {self.folder} was damaged there and is removed, run again to fetch another"
 
     def _copy(self, tar: Tar) -> Path:
         return self.folder / f"{tar.hash}.tar"

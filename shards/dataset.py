@@ -13,14 +13,13 @@ import pyarrow as pa
 
 from shards import storage
 from shards.bucket_index import OpenBucket, Records, open_bucket
-from shards.cache import Tar, TarCache
 from shards.errors import DatasetError, ShardError
 from shards.manifest import MANIFEST, Manifest, compact, create_dataset, ensure_fingerprint, read_header, require_equal
 from shards.null_text import null_text_bytes, parse_null_text
 from shards.schema import LATENTS, TOKENS, Bucket, RecordBuffers, empty_members, index_field, record_members
+from shards.tars import RESTORE, Tar, Tars, TarsInPlace
 
 _Value = TypeVar("_Value")
-_RESTORE = "restore it from a copy, or remove it with its commit and run the same encode again"
 
 __all__ = ["Dataset", "compact", "create_dataset", "ensure_fingerprint", "require_equal", "write_null_text"]
 
@@ -33,7 +32,7 @@ class Dataset:
     manifest: Manifest
     buckets: list[Bucket]
     _opened: Mapping[str, OpenBucket]
-    _cache: TarCache | None = None
+    _tars: Tars = TarsInPlace()
 
     @classmethod
     def open(
@@ -70,9 +69,9 @@ class Dataset:
             raise DatasetError(f"data.filter: {filter!r} holds for none of the {samples} samples of {root}: widen it")
         return cls(root, manifest, sorted(map(Bucket.parse, names)), opened)
 
-    def with_cache(self, cache: TarCache) -> "Dataset":
-        """The same dataset, of an object store, read through local copies of its tars."""
-        return replace(self, _cache=cache)
+    def through(self, tars: Tars) -> "Dataset":
+        """The same dataset, whose tars are read in another way."""
+        return replace(self, _tars=tars)
 
     def columns(self, bucket: Bucket | str) -> list[str]:
         """The columns of a bucket, ``latents`` first."""
@@ -130,7 +129,9 @@ class Dataset:
         except FileNotFoundError as error:
             raise DatasetError(f"{path} does not exist: run the same encode again") from error
         except ValueError as error:
-            raise ShardError(f"{path} is damaged ({error}): {_RESTORE}") from error
+            raise ShardError(
+                f"{path} is damaged ({error}): restore it from a copy, or remove it and run the same encode again"
+            ) from error
         return embedding, mask
 
     def members(self, bucket: Bucket | str, row: int, column: str) -> list[str]:
@@ -161,7 +162,7 @@ class Dataset:
         if checksum != expected:
             raise ShardError(
                 f"{tar.path}: the record of {key} (bytes {offset} to {offset + length}) has the checksum "
-                f"{checksum:016x}, the index says {expected:016x}: the tar is damaged; {self._advice(tar)}"
+                f"{checksum:016x}, the index says {expected:016x}: the tar is damaged; {self._tars.damaged(tar)}"
             )
         try:
             record.check()
@@ -170,24 +171,14 @@ class Dataset:
 
     def _fill(self, tar: Tar, key: str, offset: int, record: RecordBuffers) -> None:
         try:
-            if self._cache:
-                count = self._cache.read_into(tar, offset, record.buffers)
-            else:
-                count = storage.read_into(tar.path, offset, record.buffers)
+            count = self._tars.read_into(tar, offset, record.buffers)
         except FileNotFoundError as error:
-            raise ShardError(f"{tar.path}, which holds {key}, does not exist: {_RESTORE}") from error
+            raise ShardError(f"{tar.path}, which holds {key}, does not exist: {RESTORE}") from error
         if count != record.length:
             raise ShardError(
                 f"{tar.path}: the record of {key} is cut, {count} of {record.length} bytes are there: "
-                f"{self._advice(tar)}"
+                f"{self._tars.damaged(tar)}"
             )
-
-    def _advice(self, tar: Tar) -> str:
-        """What to do about a damaged tar. A copy was whole when it was fetched: another one is."""
-        if self._cache is None:
-            return _RESTORE
-        self._cache.remove(tar)
-        return f"its copy in {self._cache.folder} was damaged there and is removed, run again to fetch another"
 
     def _column(self, bucket: Bucket | str, column: str) -> Records:
         return _find(self._open(bucket).columns, column, self.path, str(bucket), "column")

@@ -20,6 +20,9 @@ from shards.dataset import Dataset, require_equal
 from shards.errors import DatasetError
 from shards.order import SampleOrder
 from shards.schema import CHECKSUM, KEY, LATENTS, MEAN, STD, TEXT, Bucket, empty_members, index_field, text_column
+from shards.tars import TarsKeptOpen
+
+_OPEN_TARS = 128
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,10 @@ class Loader:
             _check_latents(dataset, bucket)
             for column in self._texts.columns:
                 _check_text(dataset, bucket, column, self._texts.columns[0], self._width)
-        self._dataset = dataset if isinstance(dataset.path, Path) else self._with_cache(dataset)
+        local = isinstance(dataset.path, Path)
+        self._dataset = dataset.through(TarsKeptOpen(_OPEN_TARS) if local else self._cache(dataset))
 
-    def _with_cache(self, dataset: Dataset) -> Dataset:
+    def _cache(self, dataset: Dataset) -> TarCache:
         cache = TarCache(self._config.cache, int(self._config.cache_gb * 1e9))
         sizes = [
             sorted(dataset.tar_bytes(bucket, column))[-self._config.window_shards :]
@@ -112,7 +116,7 @@ class Loader:
             for column in (LATENTS, *self._texts.columns)
         ]
         require_room(cache, sum(map(sum, sizes)))
-        return dataset.with_cache(cache)
+        return cache
 
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """This rank's batches of the steps ``start_step`` to ``stop_step - 1``.

@@ -7,6 +7,7 @@ upload, whose completion is what makes it visible. The parts of an upload that a
 a lifecycle rule of the bucket (abort incomplete multipart uploads) removes them.
 """
 
+import functools
 import os
 import re
 import tempfile
@@ -116,17 +117,42 @@ def read_range(path: Place, offset: int, length: int) -> bytes:
 
 def read_into(path: Place, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
     """Fills the buffers, one after the other, with what is at ``offset``; the bytes read, less at the file's end."""
-    length = sum(map(len, buffers))
     if isinstance(path, UPath):
-        return _copy_into(buffers, object_store.read_range(path, offset, length))
+        return _copy_into(buffers, object_store.read_range(path, offset, sum(map(len, buffers))))
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        count = os.preadv(descriptor, buffers, offset)
-        if count in (0, length):
-            return count
-        return _copy_into(buffers, _read_at(descriptor, offset, length))  # the end of the file, or a pause in it
+        return _fill(descriptor, offset, buffers)
     finally:
         os.close(descriptor)
+
+
+class OpenFiles:
+    """Local files that are read in many places, the last ``limit`` of them kept open. Threads may share it."""
+
+    def __init__(self, limit: int):
+        self._open = functools.lru_cache(maxsize=limit)(_Descriptor)
+
+    def read_into(self, path: Path, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
+        """As the function of that name."""
+        file = self._open(path)  # held until it was read, should it leave the cache meanwhile
+        return _fill(file.descriptor, offset, buffers)
+
+
+class _Descriptor:
+    def __init__(self, path: Path):
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def _fill(descriptor: int, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
+    count, length = os.preadv(descriptor, buffers, offset), sum(map(len, buffers))
+    if count in (0, length):
+        return count
+    return _copy_into(buffers, _read_at(descriptor, offset, length))  # the end of the file, or a pause in it
 
 
 def _read_at(descriptor: int, offset: int, length: int) -> bytes:

@@ -67,11 +67,6 @@ def bucket_sizes(clip: ClipConfig) -> tuple[tuple[int, int], ...]:
     return tuple(sorted({(height, width) for height, width in clip.sizes or [(clip.height, clip.width)]}))
 
 
-def buckets(clip: ClipConfig) -> list[Bucket]:
-    """All that videos may go to, ascending; pictures have one frame, whether ``frames`` says so or not."""
-    return sorted(Bucket(height, width, frames) for height, width in bucket_sizes(clip) for frames in clip.lengths)
-
-
 class Reject(NamedTuple):
     """Why a clip is not taken: a short name to count by, and the story for a person."""
 

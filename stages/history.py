@@ -35,7 +35,8 @@ class History:
         tries = pa.concat_tables([_NO_TRIES, *failed]).sort_by("clip")
         self._clips = tries["clip"].to_numpy()
         self._windows, self._attempts = tries["window"].to_numpy(), tries["attempt"].to_numpy()
-        self._reasons = tries["reason"].to_numpy()
+        reasons = pc.dictionary_encode(tries["reason"]).combine_chunks()
+        self._reasons, self._reason_codes = reasons.dictionary.to_pylist(), reasons.indices.to_numpy()
 
     def meet(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of the clips (uint64 [N]) of the next rows: their occurrences, int64 [N], and what is to be done.
@@ -54,8 +55,8 @@ class History:
         """The failed tries of a row: window (None: all of them) -> the next attempt, and why the last one failed."""
         clip, found = self._clips[place], {}
         while place < len(self._clips) and self._clips[place] == clip:
-            window = int(self._windows[place])
-            found[None if window == _ALL else window] = int(self._attempts[place]) + 1, self._reasons[place]
+            window, attempt = int(self._windows[place]), int(self._attempts[place])
+            found[None if window == _ALL else window] = attempt + 1, self._reasons[self._reason_codes[place]]
             place += 1
         return found
 

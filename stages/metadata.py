@@ -5,14 +5,11 @@ Times are whole milliseconds, as InternVid writes them, so that no clip is too s
 """
 
 import json
-import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
@@ -21,11 +18,11 @@ import xxhash
 
 from shards import storage
 from stages.errors import ConfigError
+from stages.fields import BAD_METADATA, BadRow, brief, caption_text, check_span, field, milliseconds, positive, score
 from stages.video_files import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     VideoFiles,
-    clock_ms,
     encodable,
     open_input,
     stem,
@@ -33,15 +30,11 @@ from stages.video_files import (
     walk,
 )
 
-BAD_METADATA = "bad_metadata"
-BAD_TIMESTAMPS = "bad_timestamps"
-
 MAX_LINE = 1 << 24
 """Bytes. A longer line is no row: a file without line ends must not fill the memory."""
 
-_TIMESTAMP = re.compile(r"([0-9]{1,3}):([0-5]?[0-9]):([0-5]?[0-9])(?:[.,]([0-9]{1,9}))?")
 _JSON = json.JSONDecoder()  # what json.loads uses, without its search for the encoding
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NOTHING: Mapping[str, Any] = {}
 
 
 class Row(NamedTuple):
@@ -72,14 +65,6 @@ class Row(NamedTuple):
     message: str | None = None
     first_of_line: bool = True
     fields: Mapping[str, Any] = _NOTHING
-
-
-class BadRow(ValueError):
-    """What is wrong with a line: a reason and a message."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
 
 
 def read_internvid(metadata_path: str, videos_folder: str) -> Iterator[Row]:
@@ -122,8 +107,9 @@ def read_folder(videos_folder: str) -> Iterator[Row]:
 def open_metadata(path: str) -> BinaryIO:
     try:
         return open_input(path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise ConfigError(f"no metadata file at {path!r}: set data.metadata to one") from None
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"{path!r} cannot be read ({why}): set data.metadata to a file of metadata") from None
 
 
 def lines(file: BinaryIO) -> Iterator[bytes]:
@@ -153,57 +139,6 @@ def parse_object(text: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise BadRow(BAD_METADATA, f"expected a JSON object, found a {type(fields).__name__}")
     return fields
-
-
-def field(fields: Mapping[str, Any], key: str) -> Any:
-    if key not in fields:
-        raise BadRow(BAD_METADATA, f"no {brief(key)}; it has {', '.join(map(brief, list(fields)[:8])) or 'nothing'}")
-    return fields[key]
-
-
-def caption_text(value: Any) -> str:
-    """A caption as it is stored; nothing for null. Raises BadRow for what is no text."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadRow(BAD_METADATA, f"Caption is {brief(value)}, expected a text")
-    return (value if encodable(value) else value.encode(errors="replace").decode()).strip()
-
-
-def milliseconds(value: Any, name: str) -> int:
-    """Of a time of day, ``HH:MM:SS.mmm`` or ``H:MM:SS``. Raises BadRow."""
-    match = _TIMESTAMP.fullmatch(value) if isinstance(value, str) else None
-    if not match:
-        raise BadRow(BAD_TIMESTAMPS, f"{name} is {brief(value)}, expected HH:MM:SS.mmm")
-    return clock_ms(*match.groups())
-
-
-def check_span(start_ms: int, end_ms: int) -> None:
-    if end_ms <= start_ms:
-        raise BadRow(BAD_TIMESTAMPS, f"it ends at {end_ms} ms and starts at {start_ms} ms")
-
-
-def score(value: Any, name: str) -> float | None:
-    """A number; None for null and NaN, which stand for no score. Raises BadRow."""
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise BadRow(BAD_METADATA, f"{name} is {brief(value)}, expected a number") from None
-    if math.isinf(number):
-        raise BadRow(BAD_METADATA, f"{name} is infinite")
-    return None if math.isnan(number) else number
-
-
-def positive(value: Any) -> Any:
-    """A size or a rate that the metadata tells; None for what is no such number."""
-    return value if isinstance(value, int | float) and 0 < value < 1e6 else None
-
-
-def brief(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _json_rows(path: str, files: VideoFiles) -> Iterator[Row]:

@@ -14,22 +14,8 @@ from itertools import groupby, islice
 from typing import Any
 
 from stages.errors import ConfigError
-from stages.metadata import (
-    BAD_METADATA,
-    MAX_LINE,
-    BadRow,
-    Row,
-    bad_row,
-    brief,
-    caption_text,
-    check_span,
-    field,
-    lines,
-    milliseconds,
-    open_metadata,
-    parse_object,
-    score,
-)
+from stages.fields import BAD_METADATA, BadRow, brief, caption_text, check_span, field, milliseconds, score
+from stages.metadata import MAX_LINE, Row, bad_row, lines, open_metadata, parse_object
 from stages.video_files import VideoFiles, encodable, open_input, walk
 
 MAX_CELL = 1 << 22

@@ -19,7 +19,7 @@ import xxhash
 
 from shards.schema import Bucket, make_key
 from stages.candidate import NEW, NOT_PLANNED, Candidate
-from stages.clips import TOO_SHORT, ClipConfig, Cutter, Reject, Window, bucket_sizes, buckets
+from stages.clips import TOO_SHORT, ClipConfig, Cutter, Reject, Window, bucket_sizes
 from stages.errors import ConfigError, DecodeError
 from stages.history import History
 from stages.metadata import Row
@@ -50,7 +50,6 @@ __all__ = [
     "ShardPlan",
     "Totals",
     "bucket_sizes",
-    "buckets",
     "counts",
     "plan",
     "probe_here",

@@ -5,6 +5,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -68,25 +69,25 @@ class VideoFiles:
 
     def __init__(self, folder: str):
         self._folder = folder
-        hashes, starts, paths = array("Q"), array("Q"), bytearray()
+        names, starts, paths = array("Q"), array("Q"), bytearray()
         self._first_index = 1  # of clips named ID_1, ID_2, ...
         for path in walk(folder):
             if suffix(path) in VIDEO_SUFFIXES and encodable(path):
                 name = stem(path)
                 if _INDEX_ZERO.fullmatch(name):
                     self._first_index = 0
-                hashes.append(_hash(_clip_name(name)))
+                names.append(_hash(_clip_name(name)))
                 starts.append(len(paths))
                 paths += path.encode() + b"\0"
         self._paths = paths
-        ordered = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable") if hashes else np.zeros(0, np.int64)
-        sorted_starts = np.array(starts, np.uint64)[ordered]
-        unique, first, times = np.unique(np.array(hashes, np.uint64)[ordered], return_index=True, return_counts=True)
-        best = sorted_starts[first]
+        order = np.argsort(np.array(names, np.uint64), kind="stable")
+        in_order = np.array(starts, np.uint64)[order]
+        hashes, first, times = np.unique(np.array(names, np.uint64)[order], return_index=True, return_counts=True)
+        best = in_order[first]
         for place in np.flatnonzero(times > 1):
-            several = sorted_starts[first[place] : first[place] + times[place]]
+            several = in_order[first[place] : first[place] + times[place]].tolist()
             best[place] = min(several, key=lambda start: _preference(self._path(start)))
-        self._hashes, self._starts = memoryview(unique.data), memoryview(best.data)
+        self._hashes, self._starts = memoryview(hashes.data), memoryview(best.data)
 
     def find(self, source: str, start_ms: int, end_ms: int, index: int | None = None) -> tuple[str | None, bool]:
         """The path of a clip's file, None if it is not there, and whether that is the whole video.
@@ -111,8 +112,13 @@ class VideoFiles:
             path = os.path.normpath(path)
             if path.split(os.sep)[0] == os.pardir:
                 raise ValueError("leads out of the videos folder")
-        walked = self._named(_clip_name(stem(path)))
-        return path if path == walked or os.path.isfile(os.path.join(self._folder, path)) else None
+        return path if path == self._named(_clip_name(stem(path))) or self._is_file(path) else None
+
+    def _is_file(self, path: str) -> bool:
+        folder = storage.place(self._folder)
+        if isinstance(folder, Path) or os.path.isabs(path):
+            return os.path.isfile(os.path.join(self._folder, path))
+        return storage.exists(folder / path)
 
     def _named(self, name: str) -> str | None:
         wanted = _hash(name)

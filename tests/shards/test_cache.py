@@ -12,13 +12,14 @@ import xxhash
 
 import shards
 from shards import object_store
-from shards.cache import Tar, TarCache
+from shards.cache import TarCache
 from shards.dataset import Dataset
 from shards.errors import DatasetError, ShardError
 from shards.loader import DataConfig, Loader
 from shards.order import SampleOrder
 from shards.schema import LATENTS
 from shards.storage import create_exclusive, list_folder, place, write_whole
+from shards.tars import Tar
 
 SIZE = "64x64x8"
 TAR_BYTES = 100_000
@@ -60,8 +61,9 @@ def reader(folder: Path, tar: Tar, before: str = "") -> subprocess.Popen:
     return start(f"""
 import os
 from shards import object_store
-from shards.cache import Tar, TarCache
+from shards.cache import TarCache
 from shards.storage import place
+from shards.tars import Tar
 {before}
 cache = TarCache({str(folder)!r}, 10**6)
 buffer = bytearray({tar.bytes})
@@ -181,7 +183,7 @@ def test_a_tar_that_is_damaged_or_gone_on_the_store_is_found(put, tmp_path):
 
 def test_a_copy_that_was_damaged_here_is_fetched_again(bucket, build, tmp_path):
     root = build({SIZE: [3]}, root=f"{bucket}/dataset")
-    dataset = Dataset.open(root).with_cache(TarCache(str(tmp_path), 10**6))
+    dataset = Dataset.open(root).through(TarCache(str(tmp_path), 10**6))
     expected = dataset.read(SIZE, 0, LATENTS)["mean.npy"]
     (copy,) = tmp_path.glob("*.tar")
     whole = copy.read_bytes()

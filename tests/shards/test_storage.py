@@ -9,6 +9,7 @@ from fsspec.registry import _registry
 
 from shards.errors import DatasetError
 from shards.storage import (
+    OpenFiles,
     create_exclusive,
     list_folder,
     local_copy,
@@ -139,3 +140,19 @@ def test_buffers_are_filled_as_far_as_the_file_goes(tmp_path, monkeypatch):
             buffers = [bytearray(10), bytearray(0), memoryview(bytearray(20))]
             assert read_into(tmp_path / "a", offset, buffers) == count
             assert b"".join(buffers)[:count] == data[offset : offset + count]
+
+
+def test_files_are_kept_open_up_to_a_limit(tmp_path):
+    def is_open(name: str) -> bool:
+        return str(tmp_path / name) in map(os.path.realpath, Path("/proc/self/fd").iterdir())
+
+    files, buffer = OpenFiles(2), bytearray(1)
+    for name in "abcab":
+        (tmp_path / name).write_text(name)
+    for name, opened in (("a", "a"), ("b", "ab"), ("a", "ab"), ("c", "ac"), ("b", "bc")):
+        assert files.read_into(tmp_path / name, 0, [buffer]) == 1 and buffer == name.encode()
+        assert [name for name in "abc" if is_open(name)] == list(opened)
+    with pytest.raises(FileNotFoundError):
+        files.read_into(tmp_path / "none", 0, [buffer])
+    del files
+    assert not any(map(is_open, "abc"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -358,6 +359,7 @@ def test_a_folder_of_videos_and_pictures(tmp_path: Path) -> None:
         ("c.webm", "video", "", None, None),
     ]
     assert [row.identity for row in rows] == [row.source for row in rows] == ["a.PNG", "b/clip.mp4", "c.webm"]
+    assert pickle.loads(pickle.dumps(rows)) == rows  # to be probed elsewhere
 
 
 def test_a_file_name_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
