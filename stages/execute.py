@@ -264,7 +264,7 @@ def _alone(reference: Any, row: Row) -> VideoInfo | DecodeError:
         return DecodeError("decoder_crash", f"{type(error).__name__} on {row.source}")
 
 
-@ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0, scheduling_strategy="SPREAD")
+@ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
 def _probe(rows: list[Row], videos: str, timeout_s: float) -> list[VideoInfo | DecodeError]:
     found = []
     for row in rows:
@@ -273,7 +273,7 @@ def _probe(rows: list[Row], videos: str, timeout_s: float) -> list[VideoInfo | D
     return found
 
 
-@ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0, scheduling_strategy="SPREAD")
+@ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
 def _decode(decode: _Decode, timeout_s: float, decoder: Decoder) -> Frames | DecodeError:
     bucket = decode.bucket
     size = bucket.frames, bucket.height, bucket.width
