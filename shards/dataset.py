@@ -15,7 +15,7 @@ from shards import storage
 from shards.bucket_index import OpenBucket, Records, open_bucket
 from shards.errors import DatasetError, ShardError
 from shards.manifest import MANIFEST, Manifest, compact, create_dataset, ensure_fingerprint, read_header, require_equal
-from shards.null_text import null_text_bytes, parse_null_text
+from shards.null_text import null_text_bytes, null_text_path, parse_null_text
 from shards.schema import LATENTS, TOKENS, Bucket, RecordBuffers, empty_members, index_field, record_members
 from shards.tars import RESTORE, Tar, Tars, TarsInPlace
 
@@ -123,9 +123,9 @@ class Dataset:
 
     def null_text(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """The embedding of the empty caption, [L, D] float16, and its mask, [L] bool."""
-        path = _null_path(self.path, column)
+        path = null_text_path(self.path, column)
         try:
-            embedding, mask, _ = parse_null_text(storage.read(path))
+            embedding, mask = parse_null_text(storage.read(path))
         except FileNotFoundError as error:
             raise DatasetError(f"{path} does not exist: run the same encode again") from error
         except ValueError as error:
@@ -189,18 +189,14 @@ class Dataset:
 
 def write_null_text(path: storage.Location, column: str, embedding: np.ndarray) -> None:
     """Stores the embedding of the empty caption, [L, D] float16, for all buckets; the first one stays."""
-    target = _null_path(storage.place(path), column)
+    target = null_text_path(storage.place(path), column)
     if not storage.create_exclusive(target, null_text_bytes(embedding)):
-        found, _, _ = parse_null_text(storage.read(target))
+        found, _ = parse_null_text(storage.read(target))
         if found.shape != embedding.shape:
             raise DatasetError(
                 f"{target} has the shape {found.shape}, not {embedding.shape}: another text encoder made it; "
                 "use another text column or another output folder"
             )
-
-
-def _null_path(root: storage.Place, column: str) -> storage.Place:
-    return root / f"null.{column}.safetensors"
 
 
 def _find(known: Mapping[str, _Value], name: str, *inside: object) -> _Value:

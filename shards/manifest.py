@@ -43,13 +43,19 @@ HEADER, MANIFEST, FINGERPRINT, INDEX = "dataset.json", "manifest.json", "fingerp
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard of one column: its tar, and the hash (xxh3_128) of the tar's bytes."""
+    """One shard of one column: its tar, and the hashes (xxh3_128) of the tar's bytes and of the commit's."""
 
     number: int
     samples: int
     tar: str
     tar_bytes: int
     tar_hash: str
+    commit_hash: str
+
+    @classmethod
+    def of(cls, commit: Commit) -> "ShardEntry":
+        samples = commit.written.num_rows
+        return cls(commit.number, samples, commit.tar, commit.tar_bytes, commit.tar_hash, commit.commit_hash)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,9 @@ class Manifest:
         found = read_json(path)
         try:
             check_version(found["schema_version"], path)
+            if storage.read(path) != json_bytes(found | {"hash": _hash(found)}):
+                raise ShardError(f"{path} has not the hash that it says: it is damaged; run the same encode again")
+            del found["hash"]
             buckets = {name: _bucket_entry(entry, path) for name, entry in found["buckets"].items()}
             return cls(**(found | {"buckets": buckets}))
         except (AttributeError, KeyError, TypeError) as error:
@@ -159,9 +168,15 @@ def compact(path: storage.Location, totals: Mapping[str, Any]) -> Manifest:
         raise DatasetError(f"{root} has no committed shard: run the encode again")
     buckets = {str(bucket): _compact_bucket(root, bucket) for bucket in sorted(map(Bucket.parse, names))}
     manifest = Manifest(totals=dict(totals), buckets=buckets, **header)
+    content = asdict(manifest)
     with storage.write_whole(root / MANIFEST) as file:
-        file.write(json_bytes(asdict(manifest)))
+        file.write(json_bytes(content | {"hash": _hash(content)}))
     return manifest
+
+
+def _hash(manifest: Mapping[str, Any]) -> str:
+    """xxh3_128 of all but its own field."""
+    return xxhash.xxh3_128_hexdigest(json_bytes({name: manifest[name] for name in manifest if name != "hash"}))
 
 
 def _compact_bucket(root: storage.Place, bucket: Bucket) -> BucketEntry:
@@ -233,10 +248,7 @@ def _column_entry(folder: storage.Place, commits: Sequence[Commit]) -> ColumnEnt
                 f"{commit_path(folder, commit.number)} has fingerprint {commit.fingerprint_hash}, "
                 f"{FINGERPRINT} beside it {fingerprint_hash(fingerprint)}: remove it and encode again"
             )
-    shards = [
-        ShardEntry(commit.number, commit.written.num_rows, commit.tar, commit.tar_bytes, commit.tar_hash)
-        for commit in commits
-    ]
+    shards = [ShardEntry.of(commit) for commit in commits]
     return ColumnEntry(fingerprint, shards)
 
 

@@ -7,7 +7,14 @@ import safetensors
 import safetensors.numpy
 import xxhash
 
+from shards import storage
+
 _EMBEDDING, _MASK, _CHECKSUM = "embedding", "mask", "xxh3_128"
+
+
+def null_text_path(root: storage.Place, column: str) -> storage.Place:
+    """Where a dataset has the null text of a column."""
+    return root / f"null.{column}.safetensors"
 
 
 def null_text_bytes(embedding: np.ndarray) -> bytes:
@@ -18,11 +25,8 @@ def null_text_bytes(embedding: np.ndarray) -> bytes:
     return safetensors.numpy.save(tensors, {_CHECKSUM: _checksum(tensors)})
 
 
-def parse_null_text(data: bytes) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The embedding, the mask, and whether a checksum vouches for them; ValueError for anything else.
-
-    A file without a checksum is accepted where it has the right form: the first ones had none.
-    """
+def parse_null_text(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The embedding and the mask; ValueError for anything that ``null_text_bytes`` has not made."""
     try:
         tensors = safetensors.numpy.load(data)
         embedding, mask = tensors[_EMBEDDING], tensors[_MASK]
@@ -37,9 +41,9 @@ def parse_null_text(data: bytes) -> tuple[np.ndarray, np.ndarray, bool]:
     if not np.isfinite(embedding).all():
         raise ValueError("holds values that are not finite")
     checksum = _checksum({_EMBEDDING: embedding, _MASK: mask})
-    if metadata is not None and metadata != {_CHECKSUM: checksum}:
+    if metadata != {_CHECKSUM: checksum}:
         raise ValueError(f"has the checksum {checksum} where it says {metadata}")
-    return embedding, mask, metadata is not None
+    return embedding, mask
 
 
 def _checksum(tensors: dict[str, np.ndarray]) -> str:

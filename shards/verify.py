@@ -2,9 +2,9 @@
 
 Looked at: ``dataset.json``, the manifest, every index, fingerprint, commit, tar and null text, and the plan, each
 against the others that know of it, so that a flipped bit that changes what a reader gets is found. Not looked at is
-what is told to people: ``config.yaml``, ``summary.json`` and, but for their sum, the manifest's totals; nor what
-nobody reads: statistics in a parquet file's footer, and old indexes that the manifest no longer names. In memory are
-the index of one bucket, the commits of one shard and one record.
+what is told to people, ``config.yaml`` and ``summary.json``, nor what nobody reads: statistics in the footer of a
+plan's parquet file, and old indexes that the manifest no longer names. In memory are the index of one bucket, the
+commits of one shard and one record.
 """
 
 import re
@@ -21,7 +21,7 @@ from shards import storage
 from shards.errors import DatasetError, ShardError
 from shards.fault import Fault, Finding, Note, Tally, damage
 from shards.manifest import HEADER, INDEX, MANIFEST, BucketEntry, Manifest, json_bytes, read_header
-from shards.null_text import parse_null_text
+from shards.null_text import null_text_path, parse_null_text
 from shards.schema import KEY, LATENTS, SCHEMA_VERSION, SHARD, Bucket, index_schema
 from shards.verify_column import Column, Index
 from shards.writer import Commit, commit_path
@@ -199,17 +199,15 @@ def _verify_keys(folder: storage.Place, commits: Mapping[str, Commit | None]) ->
 
 
 def _verify_null_text(root: storage.Place, column: str, widths: set[int], tally: Tally) -> Iterator[Finding]:
-    path = root / f"null.{column}.safetensors"
+    path = null_text_path(root, column)
     tally.files += 1
     try:
-        embedding, _, vouched = parse_null_text(storage.read(path))
+        embedding, _ = parse_null_text(storage.read(path))
     except (OSError, ValueError) as error:
         yield Fault(path, "file", damage(path, error), "the embedding of the empty caption", (path,))
     else:
         if not widths <= {embedding.shape[1]}:
             yield Fault(path, "width", f"{embedding.shape[1]}", f"{sorted(widths)}, as the text is", (path,))
-        if not vouched:
-            yield Note(path, "it has no checksum: only its form was checked")
 
 
 def _verify_plan(root: storage.Place, tally: Tally) -> Iterator[Finding]:

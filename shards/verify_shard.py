@@ -88,8 +88,10 @@ def _commit_faults(shard: ExpectedShard, commit: Commit, redo: tuple[storage.Pla
     same_rows = shard.rows is None or _same(commit.written, shard.rows)
     if not same_rows:
         yield fault("rows", "rows that are not those of the index", "its rows of this shard")
-    found = ShardEntry(commit.number, commit.written.num_rows, commit.tar, commit.tar_bytes, commit.tar_hash)
-    if shard.entry and shard.entry != found:
+    found = ShardEntry.of(commit)
+    if shard.entry and shard.entry.commit_hash != found.commit_hash:
+        yield fault("file", f"the hash {found.commit_hash}", f"{shard.entry.commit_hash}, as the manifest says")
+    elif shard.entry and shard.entry != found:
         # Where the rows are those of the index, the commit is right. Where they are not, it is told above.
         manifest = shard.root / MANIFEST
         part = f"{shard.folder.parent.name}/{shard.folder.name}/{shard.number:06d}"

@@ -55,6 +55,7 @@ class Commit:
     tar_bytes: int
     tar_hash: str  # xxh3_128 of the file
     fingerprint_hash: str
+    commit_hash: str  # xxh3_128 of this commit's own file
 
     @property
     def written(self) -> pa.Table:
@@ -113,10 +114,12 @@ def write_shard(
 def read_commit(path: storage.Place) -> Commit:
     """Reads what ``write_shard`` committed; DatasetError for another version, ShardError for damage."""
     try:
-        table = pq.read_table(pa.BufferReader(storage.read(path)), page_checksum_verification=True)
+        data = storage.read(path)
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         about = json.loads(table.schema.metadata[_METADATA])
         check_version(about.pop("schema_version"), path)
         check_tar_name(about["tar"], path)
+        about["commit_hash"] = xxhash.xxh3_128_hexdigest(data)
         commit = Commit(int(path.stem), table.replace_schema_metadata(None), **about)
         if commit.table.schema != commit_schema(path.parent.name):
             raise ValueError(f"fields {commit.table.schema.names}")

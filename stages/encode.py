@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from shards import storage
 from shards.dataset import compact, create_dataset, ensure_fingerprint
 from shards.manifest import FINGERPRINT, read_header, read_json
+from shards.null_text import null_text_path
 from shards.schema import KEY, LATENTS, STATUS, TEXT_PREFIX, WRITTEN, Bucket, text_column
 from shards.writer import commit_path, committed_numbers, read_commit
 from stages import execute
@@ -154,6 +155,8 @@ def _make_text(config: EncodeConfig, models: Models, target: Target, planned: Pl
     plans = (ShardPlan(Bucket.parse(bucket), number, ()) for bucket, number in left)
     reuse = {bucket: _same_encoder(target, bucket) for bucket in target.fingerprints}
     make_worker = partial(TextWorker, config.text_encoder, models.text, target, reuse, config.runtime.threads)
+    if not left and not storage.exists(null_text_path(target.dataset, target.column)):
+        make_worker()  # a worker begins with the null text
     return _make(config, target.column, left, plans, make_worker)
 
 

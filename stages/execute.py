@@ -10,21 +10,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from shards import storage
-from shards.errors import DatasetError
-from shards.schema import Bucket
-from stages.decode import Decoder, Frames, decode_source, hard_deadline
+from stages.decode import Decoder, Frames, hard_deadline
+from stages.decode_job import DecodeJob, frames_of, group_of, or_undecodable
 from stages.errors import ConfigError, DecodeError, WorkError, at_least
 from stages.metadata import Row
-from stages.plan_table import PlannedClip, ShardPlan
+from stages.plan_table import ShardPlan
 from stages.probe import probe_row
 from stages.pyav_reader import VideoInfo
 
@@ -33,11 +31,9 @@ if TYPE_CHECKING:  # the decode processes load no torch
 
 DECODES_A_PROCESS = 500  # then Ray starts a fresh one: decoders leak
 HANGING = 2  # times the timeout: the decoder is stuck in one call, and its process is ended
+TASK_BYTES = 32_000_000  # of frames that one task decodes, at most
 PROBES_A_TASK, PROBE_TASKS_AHEAD = 16, 64
 TRANSIENT = ("timeout", "io_error", "decoder_crash")
-
-
-_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -179,59 +175,58 @@ class _ShardActor:
         return self._worker.make_shard(plan, self._ahead.frames_of(plan, following))
 
 
-@dataclass(frozen=True)
-class _Decode:
-    """One clip to decode, and for what."""
-
-    clip: PlannedClip
-    bucket: Bucket
-
-    @property
-    def pixel_bytes(self) -> int:
-        return 3 * self.bucket.frames * self.bucket.height * self.bucket.width
-
-
 class DecodeAhead:
     """The clips of shard after shard, decoded in order by tasks that run ahead of their use."""
 
     def __init__(self, runtime: RuntimeConfig, decoder: Decoder):
         self._runtime = runtime
         self._decoder = decoder
-        self._submitted: deque[tuple[_Decode, Any]] = deque()
+        self._submitted: deque[tuple[DecodeJob, Any, int]] = deque()  # the last: how often it is tried again
 
     def frames_of(self, plan: ShardPlan, following: ShardPlan | None = None) -> Iterator[Frames | DecodeError]:
         """Each clip's frames, or why it has none. ``following`` is decoded as soon as the window has room."""
-        wanted = [_Decode(clip, shard.bucket) for shard in (plan, following) if shard for clip in shard.clips]
-        if [decode for decode, _ in self._submitted] != wanted[: len(self._submitted)]:
+        wanted = [DecodeJob(clip, shard.bucket) for shard in (plan, following) if shard for clip in shard.clips]
+        if [job for job, *_ in self._submitted] != wanted[: len(self._submitted)]:
             self._submitted.clear()  # another shard than was announced
         coming = deque(wanted[len(self._submitted) :])
         for _ in plan.clips:
             self._submit(coming)
-            decode, reference = self._submitted.popleft()
-            yield self._result(reference, decode)
+            yield self._result(*self._submitted.popleft())
 
-    def _submit(self, coming: deque[_Decode]) -> None:
+    def _submit(self, coming: deque[DecodeJob]) -> None:
         """Fill the window, with one clip at least."""
-        room = self._runtime.decode_window_mb * 1_000_000 - sum(decode.pixel_bytes for decode, _ in self._submitted)
-        while coming and (not self._submitted or room >= coming[0].pixel_bytes):
-            decode = coming.popleft()
-            self._submitted.append((decode, self._start(decode)))
-            room -= decode.pixel_bytes
+        window = self._runtime.decode_window_mb * 1_000_000
+        room = window - sum(job.pixel_bytes for job, *_ in self._submitted)
+        while group := group_of(coming, min(window, TASK_BYTES)):
+            room -= sum(job.pixel_bytes for job in group)
+            if room < 0 and self._submitted:
+                return
+            for _ in group:
+                coming.popleft()
+            again = self._runtime.attempts - (len(group) == 1)  # another clip of the group may end its process
+            for job, reference in zip(group, self._start(group), strict=True):
+                self._submitted.append((job, reference, again))
 
-    def _start(self, decode: _Decode) -> Any:
-        return _decode.remote(decode, self._runtime.clip_timeout_s, self._decoder)
+    def _start(self, group: list[DecodeJob]) -> list[Any]:
+        task = _decode.options(num_returns=len(group))
+        references: Any = task.remote(group, self._runtime.clip_timeout_s, self._decoder)
+        return references if len(group) > 1 else [references]
 
-    def _result(self, reference: Any, decode: _Decode) -> Frames | DecodeError:
-        for attempt in range(self._runtime.attempts):
-            if attempt:
-                reference = self._start(decode)
-            try:
-                outcome = ray.get(reference)
-            except RayError as error:  # a crash, a node that is gone, memory that ran out: its process ended
-                outcome = DecodeError("decoder_crash", f"{type(error).__name__} on {decode.clip.source}")
+    def _result(self, job: DecodeJob, reference: Any, again: int) -> Frames | DecodeError:
+        outcome = _outcome(reference, job)
+        for _ in range(again):
             if not (isinstance(outcome, DecodeError) and outcome.reason in TRANSIENT):
                 break
+            (reference,) = self._start([job])
+            outcome = _outcome(reference, job)
         return outcome
+
+
+def _outcome(reference: Any, job: DecodeJob) -> Frames | DecodeError:
+    try:
+        return ray.get(reference)
+    except RayError as error:  # a crash, a node that is gone, memory that ran out: its process ended
+        return DecodeError("decoder_crash", f"{type(error).__name__} on {job.clip.source}")
 
 
 def probe(rows: Iterator[Row], videos: str, runtime: RuntimeConfig) -> Iterator[VideoInfo | DecodeError]:
@@ -269,33 +264,15 @@ def _probe(rows: list[Row], videos: str, timeout_s: float) -> list[VideoInfo | D
     found = []
     for row in rows:
         with hard_deadline(HANGING * timeout_s):
-            found.append(_or_undecodable(partial(probe_row, row, videos)))
+            found.append(or_undecodable(partial(probe_row, row, videos)))
     return found
 
 
 @ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
-def _decode(decode: _Decode, timeout_s: float, decoder: Decoder) -> Frames | DecodeError:
-    bucket = decode.bucket
-    size = bucket.frames, bucket.height, bucket.width
-
-    def frames() -> Frames:
-        with storage.local_copy(storage.place(decode.clip.path)) as path:
-            clip = replace(decode.clip, path=str(path))
-            return decode_source(clip, *size, timeout_s=timeout_s, decoder=decoder)
-
-    with hard_deadline(HANGING * timeout_s):
-        return _or_undecodable(frames)
-
-
-def _or_undecodable(read: Callable[[], _Found]) -> _Found | DecodeError:
-    """Whatever a file does to its decoder costs that file alone."""
-    try:
-        return read()
-    except DecodeError as error:
-        return error
-    except FileNotFoundError:
-        return DecodeError("missing_file", "there is no such file")
-    except DatasetError as error:  # of a store that does not answer
-        return DecodeError("io_error", str(error))
-    except Exception as error:
-        return DecodeError("undecodable", f"{type(error).__name__}: {error}")
+def _decode(group: list[DecodeJob], timeout_s: float, decoder: Decoder) -> Any:
+    """The outcome of each; that itself of a single one, as Ray wants it."""
+    outcomes = []
+    for job in group:
+        with hard_deadline(HANGING * timeout_s):
+            outcomes.append(or_undecodable(partial(frames_of, job, timeout_s, decoder)))
+    return outcomes if len(outcomes) > 1 else outcomes[0]

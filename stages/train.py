@@ -17,7 +17,7 @@ from models.weights import CheckpointInfo, LoadReport, load_into
 from shards.dataset import Dataset
 from shards.loader import DataConfig, Loader, selection_hash
 from shards.order import SampleOrder
-from shards.schema import LATENTS, text_column
+from shards.schema import LATENTS
 from stages import checkpoint
 from stages.checkpoint import Progress
 from stages.engine import Engine, Ranks, check_settings, check_shared, mean_over_ranks, start_ranks
@@ -85,8 +85,8 @@ def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
     """Open the shards and fix the order of samples. Raises DatasetError where they cannot be trained on."""
     if not config.data.shards:
         raise ConfigError("data.shards is not set: give data.shards=the output folder of an encode")
-    column = text_column(config.data.text)
-    dataset = Dataset.open(config.data.shards, text=column)
+    columns = list(config.data.text_columns())
+    dataset = Dataset.open(config.data.shards, text=columns, filter=config.data.filter)
     vae = dataset.shared(LATENTS, "vae")
     multiple = vae["spatial_factor"] * transformer_config(config).patch_size
     for bucket in dataset.buckets:
@@ -102,11 +102,11 @@ def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
     return Source(
         dataset,
         Loader(dataset, config.data, order, rank, world),
-        torch.from_numpy(dataset.null_text(column)[0]),
+        torch.from_numpy(dataset.null_text(columns[0])[0]),
         vae,
-        dataset.shared(column, "text_encoder"),
+        dataset.shared(columns[0], "text_encoder"),
         dataset.shared(LATENTS, "sampling")["fps"],
-        selection_hash(dataset, dataset.buckets, column),
+        selection_hash(dataset, dataset.buckets, columns),
     )
 
 

@@ -115,7 +115,7 @@ def test_the_clips_of_the_next_shard_are_decoded_while_one_is_made(ray: None, pl
     for _ in ahead.frames_of(plans[0], plans[1]):
         pass
     waiting = list(ahead._submitted)
-    assert [decode.clip.key for decode, _ in waiting] == ["1a", "1b", "1c"]
+    assert [job.clip.key for job, *_ in waiting] == ["1a", "1b", "1c"]
     assert len(list(ahead.frames_of(plans[1]))) == 3 and not ahead._submitted
 
 
