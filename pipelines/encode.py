@@ -10,7 +10,7 @@ from shards.schema import TEXT_PREFIX
 from stages.encode import encode, encode_text
 from stages.encode_config import EncodeConfig
 from stages.errors import ConfigError
-from stages.estimate import describe
+from stages.estimate import describe, describe_text
 from stages.output import settings_text
 from stages.tune import tune
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(tune(config))
     elif options.dry_run:
         print(settings_text(config), end="")
-        print(describe(config, options.retry))
+        print(describe_text(config) if options.columns else describe(config, options.retry))
     else:
         summary = encode_text(config) if options.columns else encode(config, options.retry)
         rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(summary["rejected"].items())) or "none"

@@ -142,22 +142,28 @@ def _targets(
 
 
 def _make_latents(config: EncodeConfig, models: Models, target: Target, planned: Plan, videos: str) -> Progress:
-    sizes, done = shard_sizes(planned), _committed(target)
+    sizes = shard_sizes(planned)
+    done = _committed(target.dataset, LATENTS, sizes)
     left = {shard: clips for shard, clips in sizes.items() if shard not in done}
     make_worker = partial(LatentWorker, config.vae, models.vae, target, config.runtime.threads)
     return _make(config, target.column, left, shard_plans(planned.parts(), videos, done), make_worker)
 
 
 def _make_text(config: EncodeConfig, models: Models, target: Target, planned: Plan) -> Progress:
-    sizes = shard_sizes(planned)
-    latents, done = _committed(Target(target.dataset, LATENTS, target.fingerprints)), _committed(target)
-    left = {shard: clips for shard, clips in sizes.items() if shard in latents and shard not in done}
+    left = text_left(target.dataset, target.column, planned)
     plans = (ShardPlan(Bucket.parse(bucket), number, ()) for bucket, number in left)
     reuse = {bucket: _same_encoder(target, bucket) for bucket in target.fingerprints}
     make_worker = partial(TextWorker, config.text_encoder, models.text, target, reuse, config.runtime.threads)
     if not left and not storage.exists(null_text_path(target.dataset, target.column)):
         make_worker()  # a worker begins with the null text
     return _make(config, target.column, left, plans, make_worker)
+
+
+def text_left(root: storage.Place, column: str, planned: Plan) -> dict[tuple[str, int], int]:
+    """The shards that have latents and no text in a column yet, and the clips planned for each."""
+    sizes = shard_sizes(planned)
+    latents, done = (_committed(root, one, sizes) for one in (LATENTS, column))
+    return {shard: clips for shard, clips in sizes.items() if shard in latents and shard not in done}
 
 
 def _same_encoder(target: Target, bucket: Bucket) -> list[str]:
@@ -168,10 +174,9 @@ def _same_encoder(target: Target, bucket: Bucket) -> list[str]:
     return [name for name in others if read_json(folder / name / FINGERPRINT) | {CAPTIONS: own[CAPTIONS]} == own]
 
 
-def _committed(target: Target) -> set[tuple[str, int]]:
-    return {
-        (bucket.name, number) for bucket in target.fingerprints for number in committed_numbers(target.folder(bucket))
-    }
+def _committed(root: storage.Place, column: str, shards: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    buckets = sorted({bucket for bucket, _ in shards})
+    return {(bucket, number) for bucket in buckets for number in committed_numbers(root / bucket / column)}
 
 
 def _make(

@@ -13,10 +13,11 @@ import torch
 from models.text import TextEncoder
 from models.vae import FrozenVAE
 from shards import storage
-from shards.schema import Bucket
+from shards.manifest import read_header
+from shards.schema import Bucket, text_column
 from stages import execute
 from stages.columns import device, dtype
-from stages.encode import output_of, plan_rows, read_outcomes, rejects_of, shard_sizes
+from stages.encode import output_of, plan_rows, read_outcomes, rejects_of, shard_sizes, text_left
 from stages.encode_config import EncodeConfig, Models, read_rows
 from stages.plan import Plan, ShardPlan, counts, shard_plans
 
@@ -48,6 +49,14 @@ def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
             left = {shard: clips for shard, clips in sizes.items() if shard not in outcomes}
             lines += _estimate(config, models, left, _measure(config, first))
     return "\n".join(lines)
+
+
+def describe_text(config: EncodeConfig) -> str:
+    """What ``encode_text`` would do, in a line."""
+    root, column = storage.place(output_of(config)), text_column(config.text_encoder.column)
+    read_header(root)
+    left = text_left(root, column, Plan(root))
+    return f"{sum(left.values())} captions of {len(left)} shards to encode into {column}"
 
 
 @dataclass(frozen=True)

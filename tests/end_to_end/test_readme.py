@@ -54,13 +54,17 @@ def test_every_config_is_valid_and_starts_with_its_command(path: Path) -> None:
 
 
 def pipeline_commands() -> list[str]:
-    return [line for line in commands(README) if line.startswith(("python -m pipelines", "deepspeed "))]
+    pages = (README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("encode.md", "clusters.md")))
+    found = [line for page in pages for line in commands(page) if "KIND" not in line]
+    return [line for line in found if line.startswith(("python -m pipelines", "deepspeed "))]
 
 
 @pytest.mark.parametrize("line", sorted(set(pipeline_commands())))
 def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None:
     """As it stands but for its folders, on the tiny models; what takes long stops at --dry-run."""
     data = road.shards.parent / "data"
+    captions = tmp_path / "short.jsonl"
+    captions.write_text('{"key": "k", "caption": "c"}\n')
     name = "train" if line.startswith("deepspeed") else shlex.split(line)[2].removeprefix("pipelines.")
     places = {
         "data.metadata=…": f"data.metadata={data / 'InternVid-shapes.jsonl'}",
@@ -74,7 +78,11 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "output=RUN": f"output={tmp_path / 'run'}",
         "output=DATASET": f"output={tmp_path / 'shards'}",
         "output=datasets/mine": f"output={tmp_path / 'shards'}",
+        "text_encoder.captions=short.jsonl": f"text_encoder.captions={captions}",
+        "DATASET": str(road.shards),
     }
+    if "--columns" in line:
+        places["output=DATASET"] = f"output={road.shards}"
     words = [places.get(word, word) for word in shlex.split(line)]
     if name == "train":
         words = [*deepspeed(2), *words[words.index("pipelines/train.py") + 1 :], "--dry-run"]
@@ -87,9 +95,18 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "train": ["model={preset: tiny}"],
         "sample": [*small, "precision=fp32", f"output={tmp_path}"],
         "evaluate": [f"output={tmp_path}"],
+        "browse": ["--dry-run", f"output={tmp_path}"],
+        "verify": ["--dry-run"],
     }
     done = run(*words, *ours[name])
-    expected = {"encode": "48 clips to encode", "train": "passes over them", "sample": "1 videos", "evaluate": "report"}
-    assert expected[name] in done.stdout
+    expected = {
+        "encode": "48 c",  # clips, or captions
+        "train": "passes over them",
+        "sample": "1 videos",
+        "evaluate": "report",
+        "browse": "clips",
+        "verify": "tars",
+    }
+    assert (expected[name] if "--tune" not in line else "for a new dataset: vae.batch_frames=") in done.stdout
     if name == "sample":
         assert len(json.loads((tmp_path / "summary.json").read_text())["samples"]) == 1
