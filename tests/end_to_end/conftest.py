@@ -59,7 +59,7 @@ class Road:
     samples: Path
 
 
-def train_settings(shards: Path, run: Path) -> list[str]:
+def train_settings(shards: Path | str, run: Path) -> list[str]:
     """A run of 4 steps that saves every 2."""
     return [
         "--config", "configs/train/shapes.yaml", f"data.shards={shards}", f"output={run}", "train.steps=4",
