@@ -19,9 +19,9 @@ import numpy as np
 from benchmarks.table import Row, report
 from shards.dataset import Dataset
 from shards.errors import ShardError
-from shards.fault import Fault
 from shards.schema import KEY, LENGTH, OFFSET
-from shards.verify import verify
+from shards.verification.fault import Fault
+from shards.verification.verify import verify
 from shards.writer import read_commit
 
 TRIALS, SEED = 200, 0

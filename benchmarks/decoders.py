@@ -16,8 +16,8 @@ import av
 import numpy as np
 
 from benchmarks.table import Row, report
-from stages.decode import decode_clip
-from stages.pyav_frames import opened
+from stages.decoding.decode import decode_clip
+from stages.decoding.pyav_frames import opened
 
 FRAMES, FPS = 56, 8
 ROUNDS = 5

@@ -25,9 +25,9 @@ from models.vae import FrozenVAE, vae_identity
 from shards.schema import LATENTS, Bucket
 from stages import execute
 from stages.columns import Decoded, LatentWorker, ShardReport, Target, VaeConfig
-from stages.decode import Frames, decode_source
+from stages.decoding.decode import Frames, decode_source
 from stages.execute import RuntimeConfig, Worker
-from stages.plan import PlannedClip, ShardPlan
+from stages.planning.plan import PlannedClip, ShardPlan
 
 ROUNDS = 4
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import Row, report
-from stages import metadata
-from stages.metadata import read_internvid
-from stages.panda import read_panda
-from stages.plan import ClipConfig, Plan, PlanConfig, counts, plan, probe_here
+from stages.planning import metadata
+from stages.planning.metadata import read_internvid
+from stages.planning.panda import read_panda
+from stages.planning.plan import ClipConfig, Plan, PlanConfig, counts, plan, probe_here
 
 MUTATIONS = 10_000
 LIMIT_S = 300

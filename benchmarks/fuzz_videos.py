@@ -20,9 +20,9 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from benchmarks.table import Row, report
-from stages.decode import Decoder, decode_clip, hard_deadline
+from stages.decoding.decode import Decoder, decode_clip, hard_deadline
+from stages.decoding.pyav_reader import probe
 from stages.errors import DecodeError
-from stages.pyav_reader import probe
 
 MUTATIONS = 500
 FRAMES, HEIGHT, WIDTH = 8, 64, 64

@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.table import Row, report
 from shards.dataset import create_dataset
-from stages.metadata import read_internvid
-from stages.plan import ClipConfig, Plan, PlanConfig, counts, plan, probe_here, shard_plans
+from stages.planning.metadata import read_internvid
+from stages.planning.plan import ClipConfig, Plan, PlanConfig, counts, plan, probe_here, shard_plans
 
 ROWS = 10_000_000
 VIDEOS = 100_000

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from benchmarks.table import Row, report
-from stages.decode import decode_clip
+from stages.decoding.decode import decode_clip
+from stages.decoding.pyav_reader import probe
 from stages.errors import DecodeError
-from stages.pyav_reader import probe
 
 PACKAGES = ("torch", "deepspeed", "ray", "av", "diffusers", "transformers")
 

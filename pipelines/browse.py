@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pipelines.command import Parser, run
 from pipelines.config import load_config
-from stages.browse import BrowseConfig, browse, describe, result_lines
+from stages.browsing.browse import BrowseConfig, browse, describe, result_lines
 from stages.output import settings_text
 
 

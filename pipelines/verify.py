@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pipelines.command import Parser, run
 from pipelines.config import load_config
-from shards.verify import describe
+from shards.verification.verify import describe
 from stages.encode_config import EncodeConfig
 from stages.errors import ConfigError, WorkError
 from stages.repair import check, local_folder, repair

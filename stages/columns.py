@@ -36,9 +36,9 @@ from shards.schema import (
 )
 from shards.writer import Commit, commit_path, read_commit, read_samples, write_shard
 from stages.captions import Captions
-from stages.decode import Frames
+from stages.decoding.decode import Frames
 from stages.errors import DecodeError, WorkError, at_least
-from stages.plan import PlannedClip, ShardPlan
+from stages.planning.plan import PlannedClip, ShardPlan
 
 Decoded = Iterator[Frames | DecodeError]
 """For each clip of a shard in order: its frames, or why it has none."""

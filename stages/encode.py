@@ -27,10 +27,10 @@ from stages.columns import LatentWorker, Target, TextWorker
 from stages.encode_config import CAPTIONS, EncodeConfig, Models, latents_fingerprint, read_rows, text_fingerprint
 from stages.errors import ConfigError, WorkError
 from stages.execute import Worker
-from stages.metadata import Row
 from stages.output import save_settings, save_summary
-from stages.plan import Outcomes, Plan, ShardPlan, Totals, counts, plan, shard_plans
-from stages.plan_table import planned_shards
+from stages.planning.metadata import Row
+from stages.planning.plan import Outcomes, Plan, ShardPlan, Totals, counts, plan, shard_plans
+from stages.planning.plan_table import planned_shards
 from stages.progress import Progress
 
 # Too few clips to tell a bad input from a bad start.

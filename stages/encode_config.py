@@ -10,12 +10,12 @@ from models.vae import vae_identity
 from shards.schema import SCHEMA_VERSION, Bucket
 from stages.captions import captions_hash
 from stages.columns import TextConfig, VaeConfig
-from stages.decode import POLICY, Decoder
+from stages.decoding.decode import POLICY, Decoder
 from stages.errors import ConfigError, at_least
 from stages.execute import RuntimeConfig
-from stages.metadata import Row, read_folder, read_internvid
-from stages.panda import read_panda
-from stages.plan import ClipConfig, PlanConfig, bucket_sizes
+from stages.planning.metadata import Row, read_folder, read_internvid
+from stages.planning.panda import read_panda
+from stages.planning.plan import ClipConfig, PlanConfig, bucket_sizes
 from stages.shapes.render import ShapesConfig, render_dataset
 
 InputKind = Literal["internvid", "panda70m", "folder", "shapes"]
@@ -38,7 +38,7 @@ class InputConfig:
 class EncodeConfig:
     """Everything a dataset is made from.
 
-    decoder: PyAV times every container right and sees damage; decord does neither for all, see `stages.decode`.
+    decoder: PyAV times every container right and sees damage; decord does neither for all, see stages.decoding.decode.
     shard_clips: clips planned for a shard, the unit of work. max_failed_share: of the clips that were to be
     encoded (a missing file is no failure), above which the job stops. shapes: what ``input: shapes`` renders.
     """

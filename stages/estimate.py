@@ -19,7 +19,7 @@ from stages import execute
 from stages.columns import device, dtype
 from stages.encode import output_of, plan_rows, read_outcomes, rejects_of, shard_sizes, text_left
 from stages.encode_config import EncodeConfig, Models, read_rows
-from stages.plan import Plan, ShardPlan, counts, shard_plans
+from stages.planning.plan import Plan, ShardPlan, counts, shard_plans
 
 SECONDS = 1.0  # for each thing that is timed, at least
 CLIPS = 16  # of the first shard, that are decoded and whose captions are encoded

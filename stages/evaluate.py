@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from shards.dataset import Dataset
 from shards.manifest import Manifest
+from stages.decoding.pyav_reader import probe
 from stages.errors import ConfigError, DecodeError
 from stages.output import output_folder, save_settings, save_summary, write_text
 from stages.page import percent
-from stages.pyav_reader import probe
 from stages.report import Clip, Page, Training, write_report
 from stages.shapes.check import Score, Share, SplitScore, check_file, score
 from stages.shapes.render import Combination, parse_caption

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from stages.decode import Decoder, Frames, hard_deadline
-from stages.decode_job import DecodeJob, frames_of, group_of, or_undecodable
+from stages.decoding.decode import Decoder, Frames, hard_deadline
+from stages.decoding.decode_job import DecodeJob, frames_of, group_of, or_undecodable
+from stages.decoding.pyav_reader import VideoInfo
 from stages.errors import ConfigError, DecodeError, WorkError, at_least
-from stages.metadata import Row
-from stages.plan_table import ShardPlan
-from stages.probe import probe_row
-from stages.pyav_reader import VideoInfo
+from stages.planning.metadata import Row
+from stages.planning.plan_table import ShardPlan
+from stages.planning.probe import probe_row
 
 if TYPE_CHECKING:  # the decode processes load no torch
     from stages.columns import Decoded, ShardReport

@@ -12,9 +12,9 @@ from pathlib import Path
 from models.errors import WeightsError
 from shards import storage
 from shards.errors import DatasetError, ShardError
-from shards.fault import Fault, Tally
 from shards.schema import LATENTS, TEXT_PREFIX, text_column
-from shards.verify import describe, verify
+from shards.verification.fault import Fault, Tally
+from shards.verification.verify import describe, verify
 from stages.encode import encode
 from stages.encode_config import EncodeConfig
 from stages.errors import ConfigError, WorkError

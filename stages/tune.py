@@ -10,7 +10,7 @@ import torch
 from models.vae import FrozenVAE
 from stages.columns import device, dtype
 from stages.encode_config import EncodeConfig
-from stages.plan import bucket_sizes
+from stages.planning.plan import bucket_sizes
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 SECONDS = 2.0  # for each of them

@@ -15,10 +15,10 @@ from shards.errors import DatasetError
 from shards.schema import Bucket
 from stages import execute
 from stages.columns import Decoded, ShardReport
-from stages.decode import Frames
+from stages.decoding.decode import Frames
 from stages.errors import DecodeError, WorkError
 from stages.execute import DecodeAhead, RuntimeConfig, run_shards
-from stages.plan import PlannedClip, ShardPlan
+from stages.planning.plan import PlannedClip, ShardPlan
 from tests.videos import numbered, write_video
 
 BUCKET = Bucket(32, 32, 4)

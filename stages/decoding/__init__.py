@@ -1,0 +1,1 @@
+"""Videos and pictures to the frames that a bucket holds."""

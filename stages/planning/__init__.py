@@ -1,0 +1,1 @@
+"""Metadata to a plan: which clip goes to which bucket, shard and row."""
