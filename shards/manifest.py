@@ -92,13 +92,19 @@ class Manifest:
         found = read_json(path)
         try:
             check_version(found["schema_version"], path)
-            if storage.read(path) != json_bytes(found | {"hash": _hash(found)}):
-                raise ShardError(f"{path} has not the hash that it says: it is damaged; run the same encode again")
             del found["hash"]
             buckets = {name: _bucket_entry(entry, path) for name, entry in found["buckets"].items()}
-            return cls(**(found | {"buckets": buckets}))
+            manifest = cls(**(found | {"buckets": buckets}))
         except (AttributeError, KeyError, TypeError) as error:
             raise ShardError(f"{path} is not a manifest ({error!r}): run the same encode again") from error
+        if storage.read(path) != manifest.to_bytes():
+            raise ShardError(f"{path} does not have the hash that it says: it is damaged; run the same encode again")
+        return manifest
+
+    def to_bytes(self) -> bytes:
+        """The file: with ``hash``, the xxh3_128 of all the rest."""
+        content = asdict(self)
+        return json_bytes(content | {"hash": xxhash.xxh3_128_hexdigest(json_bytes(content))})
 
 
 def create_dataset(path: storage.Location, name: str) -> storage.Place:
@@ -168,15 +174,9 @@ def compact(path: storage.Location, totals: Mapping[str, Any]) -> Manifest:
         raise DatasetError(f"{root} has no committed shard: run the encode again")
     buckets = {str(bucket): _compact_bucket(root, bucket) for bucket in sorted(map(Bucket.parse, names))}
     manifest = Manifest(totals=dict(totals), buckets=buckets, **header)
-    content = asdict(manifest)
     with storage.write_whole(root / MANIFEST) as file:
-        file.write(json_bytes(content | {"hash": _hash(content)}))
+        file.write(manifest.to_bytes())
     return manifest
-
-
-def _hash(manifest: Mapping[str, Any]) -> str:
-    """xxh3_128 of all but its own field."""
-    return xxhash.xxh3_128_hexdigest(json_bytes({name: manifest[name] for name in manifest if name != "hash"}))
 
 
 def _compact_bucket(root: storage.Place, bucket: Bucket) -> BucketEntry:

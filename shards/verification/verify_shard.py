@@ -90,9 +90,9 @@ def _commit_faults(shard: ExpectedShard, commit: Commit, redo: tuple[storage.Pla
         yield fault("rows", "rows that are not those of the index", "its rows of this shard")
     found = ShardEntry.of(commit)
     if shard.entry and shard.entry.commit_hash != found.commit_hash:
-        yield fault("file", f"the hash {found.commit_hash}", f"{shard.entry.commit_hash}, as the manifest says")
+        if same_rows:  # otherwise it is told above
+            yield fault("file", f"the hash {found.commit_hash}", f"{shard.entry.commit_hash}, as the manifest says")
     elif shard.entry and shard.entry != found:
-        # Where the rows are those of the index, the commit is right. Where they are not, it is told above.
         manifest = shard.root / MANIFEST
         part = f"{shard.folder.parent.name}/{shard.folder.name}/{shard.number:06d}"
         yield Fault(manifest, part, f"{asdict(shard.entry)}", f"{asdict(found)}, as its commit says", (manifest,))

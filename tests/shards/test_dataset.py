@@ -12,6 +12,7 @@ import pytest
 import shards
 from shards.dataset import Dataset, create_dataset, write_null_text
 from shards.errors import DatasetError, ShardError
+from shards.manifest import Manifest
 from shards.schema import LATENTS, MEAN, STD, TEXT, Bucket
 
 SIZE, LONG = "64x64x8", "64x64x16"
@@ -174,9 +175,9 @@ def test_an_absent_or_damaged_null_text_is_found(build):
 def test_what_all_buckets_share_is_given_once(build):
     root = build({SIZE: [1], LONG: [1]})
     assert Dataset.open(root).shared(LATENTS, "vae") == {"weights_hash": "aa", "latent_channels": 4}
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["buckets"][LONG]["columns"][LATENTS]["fingerprint"]["vae"]["weights_hash"] = "cc"
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest.read(root / "manifest.json")
+    manifest.buckets[LONG].columns[LATENTS].fingerprint["vae"]["weights_hash"] = "cc"
+    (root / "manifest.json").write_bytes(manifest.to_bytes())
     with pytest.raises(DatasetError, match='vae of 64x64x16/latents .* weights_hash is "cc", expected "aa"'):
         Dataset.open(root).shared(LATENTS, "vae")
     assert Dataset.open(root, buckets=[LONG]).shared(LATENTS, "vae")["weights_hash"] == "cc"

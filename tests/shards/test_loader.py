@@ -1,4 +1,3 @@
-import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from shards.dataset import Dataset, write_null_text
 from shards.errors import DatasetError, ShardError
 from shards.loader import Batch, DataConfig, Loader, selection_hash
+from shards.manifest import Manifest
 from shards.order import SampleOrder
 from shards.schema import LATENTS, MEAN, STD, TEXT, Bucket
 
@@ -252,9 +252,9 @@ def test_a_mixture_that_cannot_be_is_refused(build):
             loader(root, config=replace(CONFIG, text=text))
     with pytest.raises(DatasetError, match="has no column text.none: found latents, text.short, text.t5"):
         loader(root, config=replace(CONFIG, text={"t5": 1, "none": 1}))
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["buckets"][SIZE]["columns"]["text.short"]["fingerprint"]["text_encoder"]["weights_hash"] = "cc"
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest.read(root / "manifest.json")
+    manifest.buckets[SIZE].columns["text.short"].fingerprint["text_encoder"]["weights_hash"] = "cc"
+    (root / "manifest.json").write_bytes(manifest.to_bytes())
     with pytest.raises(DatasetError, match='of text.short is not that of text.t5: weights_hash is "cc", expected "bb"'):
         loader(root, config=replace(CONFIG, text={"t5": 1, "short": 1}))
 
