@@ -3,7 +3,9 @@
 python -m benchmarks.loader            a minute on 2 cores; 0.5 GB in a temporary folder, and so in the page cache
 
 Samples are as long as those of 256x256x56: latents [56, 4, 32, 32] and 20 tokens [20, 4096], both float16. One
-thread each; the arms take turns, and the best of nine turns counts.
+thread each; the arms take turns, and the best of nine turns counts. All arms read the very same tars, all of their
+bytes; the bare read goes from front to back into one buffer that fits a whole tar and is used for all of them. The
+loader reads in its shuffled order, and hands each batch over from its thread.
 """
 
 import gc

@@ -44,6 +44,8 @@ def _config(options: Namespace) -> EncodeConfig:
     file = options.config or default_config("encode", options.input or "shapes")
     given: dict = {"input": options.input} if options.input else {}
     if options.columns:
+        if not (options.input or options.config) or options.retry:
+            raise ConfigError("--columns: expected --input KIND or --config FILE as for the dataset, and no --retry")
         column = options.columns.removeprefix(TEXT_PREFIX)
         if column == options.columns:
             raise ConfigError(f"--columns {column}: expected {TEXT_PREFIX}NAME; latents are made with their own plan")

@@ -142,41 +142,52 @@ class Dataset:
     def read(self, bucket: Bucket | str, row: int, column: str) -> dict[str, np.ndarray]:
         """The members of one sample in one column: suffix (``mean.npy``) -> array. Raises as ``read_into`` does."""
         shape = tuple(self.shapes(bucket, column)[row].tolist())
-        members = {suffix: empty_members(shape) for suffix in self.members(bucket, row, column)}
-        self.read_into(bucket, row, column, members)
-        return members
+        members = {suffix: empty_members((1, *shape)) for suffix in self.members(bucket, row, column)}
+        self.read_into(bucket, [row], column, members)
+        return {suffix: array[0] for suffix, array in members.items()}
 
-    def read_into(self, bucket: Bucket | str, row: int, column: str, members: Mapping[str, np.ndarray]) -> None:
-        """Reads one sample into arrays of its shape, such as rows of a batch: C-contiguous, float16.
+    def read_into(
+        self, bucket: Bucket | str, rows: Sequence[int], column: str, members: Mapping[str, Iterable[np.ndarray]]
+    ) -> list[str]:
+        """Reads samples into arrays: suffix -> one of each row's shape, C-contiguous, float16. Returns their keys.
 
         Raises ShardError, which names the tar and the key, if the bytes are not those that were written.
         """
-        opened, found = self._open(bucket), self._column(bucket, column)
-        tar, key = found.tars[int(opened.shard[row])], opened.keys[row].as_py()
-        offset, length, expected = int(found.offset[row]), int(found.length[row]), int(found.checksum[row])
-        record = RecordBuffers(key, members)
+        opened, found, keys = self._open(bucket), self._column(bucket, column), self.keys(bucket, rows)
+        arrays = zip(*members.values(), strict=True)
+        # All are prepared before the first is read: a record's bytes push the interpreter out of the CPU's caches.
+        records = [
+            RecordBuffers(key, dict(zip(members, own, strict=True))) for key, own in zip(keys, arrays, strict=True)
+        ]
+        places = [(found.tars[opened.shard.item(row)], found.offset.item(row), found.length.item(row)) for row in rows]
+        checksums = [found.checksum.item(row) for row in rows]
+        for record, (tar, offset, length), checksum in zip(records, places, checksums, strict=True):
+            self._read_record(tar, offset, length, checksum, record)
+        return keys
+
+    def _read_record(self, tar: Tar, offset: int, length: int, expected: int, record: RecordBuffers) -> None:
         if record.length != length:
-            raise ShardError(f"{tar.path}: the record of {key} is not of this format: it has {length} bytes")
-        self._fill(tar, key, offset, record)
+            raise ShardError(f"{tar.path}: the record of {record.key} is not of this format: it has {length} bytes")
+        self._fill(tar, offset, record)
         checksum = record.checksum()
         if checksum != expected:
             raise ShardError(
-                f"{tar.path}: the record of {key} (bytes {offset} to {offset + length}) has the checksum "
+                f"{tar.path}: the record of {record.key} (bytes {offset} to {offset + length}) has the checksum "
                 f"{checksum:016x}, the index says {expected:016x}: the tar is damaged; {self._tars.damaged(tar)}"
             )
         try:
             record.check()
         except ValueError as error:
-            raise ShardError(f"{tar.path}: the record of {key} is not of this format: {error}") from error
+            raise ShardError(f"{tar.path}: the record of {record.key} is not of this format: {error}") from error
 
-    def _fill(self, tar: Tar, key: str, offset: int, record: RecordBuffers) -> None:
+    def _fill(self, tar: Tar, offset: int, record: RecordBuffers) -> None:
         try:
             count = self._tars.read_into(tar, offset, record.buffers)
         except FileNotFoundError as error:
-            raise ShardError(f"{tar.path}, which holds {key}, does not exist: {RESTORE}") from error
+            raise ShardError(f"{tar.path}, which holds {record.key}, does not exist: {RESTORE}") from error
         if count != record.length:
             raise ShardError(
-                f"{tar.path}: the record of {key} is cut, {count} of {record.length} bytes are there: "
+                f"{tar.path}: the record of {record.key} is cut, {count} of {record.length} bytes are there: "
                 f"{self._tars.damaged(tar)}"
             )
 

@@ -18,8 +18,9 @@ import xxhash
 from shards.cache import TarCache, require_room
 from shards.dataset import Dataset, require_equal
 from shards.errors import DatasetError
+from shards.memory import RecycledMemory
 from shards.order import SampleOrder
-from shards.schema import CHECKSUM, KEY, LATENTS, MEAN, STD, TEXT, Bucket, empty_members, index_field, text_column
+from shards.schema import CHECKSUM, KEY, LATENTS, MEAN, STD, TEXT, Bucket, index_field, text_column
 from shards.tars import TarsKeptOpen
 
 _OPEN_TARS = 128
@@ -98,6 +99,7 @@ class Loader:
                     f"{bucket}: {world} ranks cannot share a batch of {size} samples evenly: use a multiple of {world}"
                 )
         self._config, self._order, self._rank, self._world = config, order, rank, world
+        self._buckets = {name: Bucket.parse(name) for name in order.batch_size}
         self._texts = _Mixture(config.text_columns(), order.seed)
         null, _ = dataset.null_text(self._texts.columns[0])
         self._null_tokens, self._width = null.shape
@@ -105,6 +107,7 @@ class Loader:
             _check_latents(dataset, bucket)
             for column in self._texts.columns:
                 _check_text(dataset, bucket, column, self._texts.columns[0], self._width)
+        self._memory = RecycledMemory()
         local = isinstance(dataset.path, Path)
         self._dataset = dataset.through(TarsKeptOpen(_OPEN_TARS) if local else self._cache(dataset))
 
@@ -142,36 +145,44 @@ class Loader:
 
     def _read(self, step: int) -> Batch:
         bucket, rows, positions = self._order.batch(step)
-        columns = self._texts.choose(positions)
-        share = len(rows) // self._world
+        columns, share = self._texts.choose(positions), len(rows) // self._world
         own = slice(self._rank * share, (self._rank + 1) * share)
         tokens = self._tokens(bucket, rows, columns)
-        mean, std = self._read_latents(bucket, rows[own])
-        text = empty_members((share, max(self._null_tokens, int(tokens.max())), self._width))  # all ranks'
-        for place, (row, column, count) in enumerate(zip(rows[own], columns[own], tokens[own], strict=True)):
-            self._dataset.read_into(bucket, row, self._texts.columns[column], {TEXT: text[place, :count]})
-            text[place, count:] = 0
+        length = max(self._null_tokens, int(tokens.max()))  # of all ranks' texts
+        latents, keys = self._read_latents(bucket, rows[own])
+        text, mask = self._read_text(bucket, rows[own], columns[own], tokens[own], length)
         return Batch(
             step=step,
-            bucket=Bucket.parse(bucket),
-            keys=self._dataset.keys(bucket, rows[own]),
+            bucket=self._buckets[bucket],
+            keys=keys,
             positions=positions[own],
-            mean=mean,
-            std=std,
+            mean=latents[MEAN],
+            std=latents.get(STD),
             text=text,
-            text_mask=np.arange(text.shape[1]) < tokens[own, None],
+            text_mask=mask,
         )
 
     def _tokens(self, bucket: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """The length of each sample's text, [B], in the column that was chosen for it."""
         return np.choose(columns, [self._dataset.shapes(bucket, name)[rows, 0] for name in self._texts.columns])
 
-    def _read_latents(self, bucket: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        shape = (len(rows), *self._dataset.shapes(bucket, LATENTS)[rows[0]])
-        found = {name: empty_members(shape) for name in self._dataset.members(bucket, rows[0], LATENTS)}
-        for place, row in enumerate(rows):
-            self._dataset.read_into(bucket, row, LATENTS, {name: array[place] for name, array in found.items()})
-        return found[MEAN], found.get(STD)
+    def _read_latents(self, bucket: str, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
+        shape = (len(rows), *self._dataset.shapes(bucket, LATENTS)[rows[0]].tolist())
+        members = {name: self._memory.empty(shape) for name in self._dataset.members(bucket, rows[0], LATENTS)}
+        return members, self._dataset.read_into(bucket, rows.tolist(), LATENTS, members)
+
+    def _read_text(
+        self, bucket: str, rows: np.ndarray, columns: np.ndarray, tokens: np.ndarray, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        text = self._memory.empty((len(rows), length, self._width))
+        mask = np.arange(length) < tokens[:, None]
+        for place in np.flatnonzero(tokens < length).tolist():
+            text[place, tokens[place] :] = 0
+        for number, column in enumerate(self._texts.columns):
+            places = np.flatnonzero(columns == number).tolist()
+            arrays = [text[place, : tokens[place]] for place in places]
+            self._dataset.read_into(bucket, rows[places].tolist(), column, {TEXT: arrays})
+        return text, mask
 
 
 class _Mixture:

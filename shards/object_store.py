@@ -4,6 +4,7 @@ Nothing is cached, since other processes write to the same place. Where a store 
 DatasetError of one line; that something is absent stays FileNotFoundError.
 """
 
+import io
 import re
 import sys
 import tempfile
@@ -112,7 +113,8 @@ def read_range(path: UPath, offset: int, length: int) -> bytes:
 
 def open_read(path: UPath) -> BinaryIO:
     with _answers(path):
-        return path.fs.open(path.path, "rb", cache_type="readahead")
+        file = path.fs.open(path.path, "rb", cache_type="readahead")
+    return io.BufferedReader(file)  # reads lines of a limited length, as local files do
 
 
 def fetch(path: UPath, target: Path) -> None:

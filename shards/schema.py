@@ -188,10 +188,9 @@ def encode_record(sample: Sample) -> bytes:
 
 def record_members(column: str, shape: tuple[int, ...], length: int) -> list[str]:
     """The members of a record of ``length`` bytes whose arrays have this shape."""
-    frame = _BLOCK + len(_npy_header(shape))
-    one = frame + 2 * math.prod(shape)
+    header, padding = _frame(shape)
     suffixes = [MEAN, STD] if column == LATENTS else [TEXT]
-    return suffixes[: length // (one + -one % _BLOCK)]
+    return suffixes[: length // (_BLOCK + len(header) + 2 * math.prod(shape) + padding)]
 
 
 def empty_members(shape: tuple[int, ...]) -> np.ndarray:
@@ -208,17 +207,17 @@ class RecordBuffers:
     """
 
     def __init__(self, key: str, members: Mapping[str, np.ndarray]):
+        self.key, self.length = key, 0
         self.buffers: list[bytearray | memoryview] = []
         self._headers: list[tuple[bytearray, bytes, bytes]] = []  # as read; as the tar's and the array's have to begin
         for suffix in sorted(members):
             array = members[suffix]
             assert array.dtype == np.float16 and array.flags.c_contiguous
-            expected = _npy_header(array.shape)
+            expected, padding = _frame(array.shape)
             header = bytearray(_BLOCK + len(expected))
             self._headers.append((header, f"{key}.{suffix}\0".encode(), expected))
-            padding = bytearray(-(len(header) + array.nbytes) % _BLOCK)
-            self.buffers += [header, array.reshape(-1).view(np.uint8).data, padding]
-        self.length = sum(map(len, self.buffers))
+            self.buffers += [header, array.data.cast("B") if array.size else bytearray(), bytearray(padding)]
+            self.length += len(header) + array.nbytes + padding
 
     def checksum(self) -> int:
         """xxh3_64 of all that was read."""
@@ -235,11 +234,13 @@ class RecordBuffers:
 
 
 @functools.lru_cache(maxsize=4096)
-def _npy_header(shape: tuple[int, ...]) -> bytes:
+def _frame(shape: tuple[int, ...]) -> tuple[bytes, int]:
+    """The .npy header of a member of this shape, and the length of its padding."""
     buffer = io.BytesIO()
     about = {"descr": "<f2", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, about)
-    return buffer.getvalue()
+    header = buffer.getvalue()
+    return header, -(len(header) + 2 * math.prod(shape)) % _BLOCK
 
 
 def decode_record(record: bytes) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """New captions for clips that are encoded: a JSON-lines file of ``{"key": …, "caption": …}``."""
 
 from collections.abc import Iterable
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import xxhash
 from shards import storage
 from stages.errors import ConfigError
 
-SCHEMA = pa.schema([("key", pa.string()), ("caption", pa.string())])
+SCHEMA = pa.schema([("key", pa.large_string()), ("caption", pa.large_string())])
 
 
 class Captions:
@@ -22,10 +23,8 @@ class Captions:
     def __init__(self, path: str):
         options = pyarrow.json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
         try:
-            with storage.open_read(path) as file:
+            with _open(path) as file:
                 table = pyarrow.json.read_json(file, parse_options=options)
-        except FileNotFoundError:
-            raise ConfigError(f"no captions at {path!r}: set text_encoder.captions to a JSON-lines file") from None
         except pa.ArrowInvalid as error:
             raise ConfigError(f"{path} is not JSON lines of key and caption: {error}") from None
         if table["key"].null_count or table["caption"].null_count:
@@ -49,10 +48,18 @@ class Captions:
 def captions_hash(path: str) -> str:
     """xxh3_128 of the file."""
     digest = xxhash.xxh3_128()
-    with storage.open_read(path) as file:
+    with _open(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return storage.open_read(path)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"no captions at {path!r} ({why}): set text_encoder.captions to a JSON-lines file") from None
 
 
 def _hash(key: str) -> int:

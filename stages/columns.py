@@ -8,6 +8,7 @@ import platform
 import time
 from collections import Counter, deque
 from collections.abc import Container, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ from models.text import LENGTHS, TextEncoder, clean_caption
 from models.vae import FrozenVAE
 from shards import storage
 from shards.dataset import require_equal, write_null_text
+from shards.errors import ShardError
 from shards.schema import (
     CAPTION,
     CAPTION_HASH,
@@ -233,7 +235,9 @@ class TextWorker:
         found = {}
         for column in self._reuse.get(plan.bucket, []):
             folder = self._target.dataset / plan.bucket.name / column
-            if storage.exists(commit_path(folder, plan.number)):
+            if not storage.exists(commit_path(folder, plan.number)):
+                continue
+            with suppress(ShardError, FileNotFoundError):  # what is damaged there is encoded here
                 for row, members in read_samples(folder, read_commit(commit_path(folder, plan.number))):
                     if row[CAPTION_HASH] in wanted:
                         found[row[CAPTION_HASH]] = members[TEXT]

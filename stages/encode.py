@@ -43,6 +43,7 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
     retry: reasons whose rejected clips are planned once more, into new shards.
     """
     started = time.perf_counter()
+    config = config.located()
     models = Models.of(config)
     rows, videos = read_rows(config)
     root = create_dataset(output_of(config), config.name)
@@ -70,6 +71,7 @@ def encode_text(config: EncodeConfig) -> dict[str, Any]:
     not encoded again.
     """
     started = time.perf_counter()
+    config = config.located()
     root = storage.place(output_of(config))
     read_header(root)
     models, planned = Models.of(config), Plan(root)
@@ -160,10 +162,10 @@ def _make_text(config: EncodeConfig, models: Models, target: Target, planned: Pl
 
 
 def text_left(root: storage.Place, column: str, planned: Plan) -> dict[tuple[str, int], int]:
-    """The shards that have latents and no text in a column yet, and the clips planned for each."""
+    """The shards that have latents and no text in a column yet, and the written clips of each."""
     sizes = shard_sizes(planned)
-    latents, done = (_committed(root, one, sizes) for one in (LATENTS, column))
-    return {shard: clips for shard, clips in sizes.items() if shard in latents and shard not in done}
+    outcomes, done = read_outcomes(root, sizes), _committed(root, column, sizes)
+    return {shard: clips - len(outcomes[shard]) for shard, clips in sizes.items() if shard in outcomes.keys() - done}
 
 
 def _same_encoder(target: Target, bucket: Bucket) -> list[str]:
@@ -171,7 +173,8 @@ def _same_encoder(target: Target, bucket: Bucket) -> list[str]:
     folder = target.dataset / bucket.name
     own = read_json(folder / target.column / FINGERPRINT)
     others = [name for name in storage.list_folder(folder) if name.startswith(TEXT_PREFIX) and name != target.column]
-    return [name for name in others if read_json(folder / name / FINGERPRINT) | {CAPTIONS: own[CAPTIONS]} == own]
+    whole = [name for name in others if storage.exists(folder / name / FINGERPRINT)]  # a kill may leave a folder alone
+    return [name for name in whole if read_json(folder / name / FINGERPRINT) | {CAPTIONS: own[CAPTIONS]} == own]
 
 
 def _committed(root: storage.Place, column: str, shards: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
@@ -211,7 +214,7 @@ def _finish(root: storage.Place, planned: Plan, made: Sequence[Progress], starte
     totals = counts(planned, read_outcomes(root, shard_sizes(planned)))
     manifest = compact(root, asdict(totals))
     columns = [column for bucket in manifest.buckets.values() for column in bucket.columns.values()]
-    latents = made[0]
+    latents = sum((progress.statuses for progress in made if progress.column == LATENTS), Counter[str]())
     summary = {
         **{name: value for name, value in asdict(totals).items() if name != "pending"},
         "samples": sum(bucket.samples for bucket in manifest.buckets.values()),
@@ -219,8 +222,8 @@ def _finish(root: storage.Place, planned: Plan, made: Sequence[Progress], starte
         "bytes": sum(shard.tar_bytes for column in columns for shard in column.shards),
         "seconds": (seconds := round(time.perf_counter() - started, 1)),
         "this_run": {
-            "clips": latents.statuses.total(),
-            "written": latents.statuses[WRITTEN],
+            "clips": latents.total(),
+            "written": latents[WRITTEN],
             "seconds": seconds,
             "columns": {progress.column: progress.summary() for progress in made},
         },

@@ -1,7 +1,8 @@
 """What a dataset is made from: the settings of ``encode``, its input, and what is recorded of how it is made."""
 
+import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,9 +65,27 @@ class EncodeConfig:
         """Of the dataset."""
         return self.data.name or self.input
 
+    def located(self) -> "EncodeConfig":
+        """The same with whole local paths, which workers and later runs find from any working folder."""
+        data = replace(self.data, metadata=_located(self.data.metadata), videos=_located(self.data.videos))
+        vae = replace(self.vae, name=_located_model(self.vae.name))
+        text = replace(self.text_encoder, captions=_located(self.text_encoder.captions))
+        text = replace(text, name=_located_model(text.name))
+        return replace(self, data=data, vae=vae, text_encoder=text)
+
     @property
     def planning(self) -> PlanConfig:
         return PlanConfig(self.clip, self.shard_clips, self.data.filter)
+
+
+def _located(path: str) -> str:
+    return path if not path or "://" in path else os.path.abspath(path)
+
+
+def _located_model(name: str) -> str:
+    """A folder's whole path; a hub id and ``tiny`` stay."""
+    path = os.path.abspath(os.path.expanduser(name))
+    return path if name != "tiny" and os.path.isdir(path) else name
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,8 @@ def read_rows(config: EncodeConfig) -> tuple[Iterable[Row], str]:
     """The rows of the metadata, and the folder of the videos. Raises ConfigError where there are none."""
     data = config.data
     if config.input == "shapes":
+        if "://" in config.output and not data.videos:
+            raise ConfigError("data.videos not set: shapes are rendered to a local folder, give data.videos=FOLDER")
         folder = Path(data.videos or Path(config.output).parent / "data")
         metadata, videos = render_dataset(folder, config.shapes)
         return read_internvid(str(metadata), str(videos)), str(videos)

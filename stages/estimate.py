@@ -16,6 +16,7 @@ from shards import storage
 from shards.manifest import read_header
 from shards.schema import Bucket, text_column
 from stages import execute
+from stages.captions import Captions
 from stages.columns import device, dtype
 from stages.encode import output_of, plan_rows, read_outcomes, rejects_of, shard_sizes, text_left
 from stages.encode_config import EncodeConfig, Models, read_rows
@@ -30,6 +31,7 @@ def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
 
     Times are measured on this machine's device with a few of the clips, and hold for a machine like it.
     """
+    config = config.located()
     models = Models.of(config)
     rows, videos = read_rows(config)
     root = storage.place(output_of(config))
@@ -55,6 +57,9 @@ def describe_text(config: EncodeConfig) -> str:
     """What ``encode_text`` would do, in a line."""
     root, column = storage.place(output_of(config)), text_column(config.text_encoder.column)
     read_header(root)
+    captions = config.text_encoder.captions
+    if captions:
+        Captions(captions)  # raises ConfigError unless it is what it should be
     left = text_left(root, column, Plan(root))
     return f"{sum(left.values())} captions of {len(left)} shards to encode into {column}"
 

@@ -78,7 +78,10 @@ def running(runtime: RuntimeConfig) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
-        raise ConfigError(f"no Ray cluster at RAY_ADDRESS={address}: start one, or unset it ({error})") from None
+        raise ConfigError(
+            f"no Ray cluster at RAY_ADDRESS={address} ({error}): start one, or unset it; "
+            "if it is there, it may ask for a token, which RAY_AUTH_MODE=token sends"
+        ) from None
     try:
         yield
     finally:
@@ -130,7 +133,11 @@ def run_shards(
             ray.kill(lane.actor)  # if it is out of reach only
             begin(lane.job.again(runtime.attempts, error), lane.following)
         else:
-            begin(lane.following or _steal(running.values()), next(todo, None), lane.actor)
+            job = lane.following or _steal(running.values())
+            if job:
+                begin(job, next(todo, None), lane.actor)
+            else:
+                ray.kill(lane.actor)  # its GPU may be what the successor of a dead one waits for
 
 
 @dataclass(frozen=True)

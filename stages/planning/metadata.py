@@ -6,7 +6,7 @@ Times are whole milliseconds, as InternVid writes them, so that no clip is too s
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,8 @@ from stages.planning.video_files import (
     suffix,
     walk,
 )
+
+CAPTION_SUFFIX = ".txt"
 
 MAX_LINE = 1 << 24
 """Bytes. A longer line is no row: a file without line ends must not fill the memory."""
@@ -105,13 +107,15 @@ def read_folder(videos_folder: str) -> Iterator[Row]:
     neither.
     """
     wanted = {*VIDEO_SUFFIXES, *IMAGE_SUFFIXES}
-    names = [name for name in walk(videos_folder) if suffix(name) in wanted and not _is_pipe(videos_folder, name)]
+    found = list(walk(videos_folder))
+    names = [name for name in found if suffix(name) in wanted and not _is_pipe(videos_folder, name)]
+    captions = {name for name in found if name.endswith(CAPTION_SUFFIX)}
     if not names:
         raise ConfigError(
             f"found no video or picture in {videos_folder!r}: set data.videos to a folder that holds some "
             f"({', '.join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)})"
         )
-    return (_folder_row(videos_folder, name) for name in sorted(names))
+    return (_folder_row(videos_folder, name, captions) for name in sorted(names))
 
 
 def open_metadata(path: str) -> BinaryIO:
@@ -233,12 +237,16 @@ def _find(files: VideoFiles, source: str, start_ms: int, end_ms: int, video_path
     return files.find(source, start_ms, end_ms)
 
 
-def _folder_row(folder: str, name: str) -> Row:
+def _folder_row(folder: str, name: str, captions: Container[str]) -> Row:
     if not encodable(name):
         safe = name.encode(errors="surrogateescape").decode(errors="replace")
         identity = f"file {xxhash.xxh3_128_hexdigest(name.encode(errors='surrogateescape'))}"
         return Row(identity, safe, reason=BAD_METADATA, message=f"{safe!r}: its name is not UTF-8; rename it")
-    caption = _caption_beside(os.path.join(folder, name))
+    beside = os.path.splitext(name)[0] + CAPTION_SUFFIX
+    try:
+        caption = _read_caption(os.path.join(folder, beside)) if beside in captions else ""
+    except OSError as error:
+        return Row(name, name, path=name, reason="io_error", message=f"{beside} cannot be read: {error.strerror}")
     kind: Literal["video", "image"] = "image" if suffix(name) in IMAGE_SUFFIXES else "video"
     return Row(name, name, caption, kind, name, duration_ms=0 if kind == "image" else None)
 
@@ -249,9 +257,6 @@ def _is_pipe(folder: str, name: str) -> bool:
     return isinstance(path, Path) and path.is_fifo()
 
 
-def _caption_beside(path: str) -> str:
-    try:
-        with open_input(os.path.splitext(path)[0] + ".txt") as file:
-            return file.read(MAX_LINE).decode("utf-8-sig", errors="replace").strip()
-    except FileNotFoundError:
-        return ""
+def _read_caption(path: str) -> str:
+    with open_input(path) as file:
+        return file.read(MAX_LINE).decode("utf-8-sig", errors="replace").strip()

@@ -107,8 +107,13 @@ def _downloaded_rows(folder: str) -> Iterator[Row]:
     for _, group in groupby(walk(folder), key=os.path.dirname):
         names = set(group)
         for name in sorted(name for name in names if _DOWNLOADED.fullmatch(os.path.basename(name))):
-            with open_input(os.path.join(folder, name)) as file:
-                content = file.read(MAX_LINE)
+            try:
+                with open_input(os.path.join(folder, name)) as file:
+                    content = file.read(MAX_LINE)
+            except OSError as error:
+                unread = BadRow(BAD_METADATA, f"it cannot be read: {error.strerror or type(error).__name__}")
+                yield bad_row(unread, name.encode(errors="surrogateescape"), ascii(name), None)
+                continue
             video = os.path.splitext(name)[0] + ".mp4"
             yield from _downloaded_file(content, name, video if video in names and encodable(video) else None)
 

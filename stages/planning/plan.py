@@ -110,7 +110,7 @@ class _Planner:
         self._filter = RowFilter(config.filter)
         self._cutter = Cutter(config.clip)
         self._needs_size = self._cutter.needs_size or bool({"height", "width"} & self._filter.columns.keys())
-        self._checked = False
+        self._checked = self._probed_some = False
         self._next_shard = defaultdict(int, history.next_shard)
         self._open: defaultdict[Bucket, list[PlanRow]] = defaultdict(list)
         self._done: list[tuple[Any, ...]] = []
@@ -121,8 +121,9 @@ class _Planner:
         while batch := list(islice(rows, BATCH_ROWS)):
             self._add(batch)
             self._flush()
-            if sum(table.num_rows for table in self._tables) + BATCH_ROWS > PART_ROWS:
-                yield from self._part()
+            if self._probed_some or sum(table.num_rows for table in self._tables) + BATCH_ROWS > PART_ROWS:
+                yield from self._part()  # what took long is stored at once
+                self._probed_some = False
         for bucket in sorted(self._open):
             self._close(bucket)
         self._flush()
@@ -187,6 +188,7 @@ class _Planner:
         unknown = {candidate.row.path: candidate.row for candidate in candidates if self._is_unknown(candidate.row)}
         if not unknown:
             return candidates
+        self._probed_some = True
         infos = dict(zip(unknown, self._probe(iter(unknown.values())), strict=True))
         good = []
         for candidate in candidates:

@@ -124,39 +124,38 @@ class ShardPlan:
 
 
 class Plan:
-    """The plan of a dataset, read and written a part at a time.
+    """The plan of a dataset as it is now, read and written a part at a time.
 
-    before: a plan that this one continues elsewhere, for one that is only tried out.
+    What another run appends meanwhile is not seen, and what is appended then to this one is refused: both would
+    plan the same clips. before: a plan that this one continues elsewhere, for one that is only tried out.
     """
 
     def __init__(self, dataset: storage.Location, before: "Plan | None" = None):
         self._folder = storage.place(dataset) / _FOLDER
+        self._names = [name for name in storage.list_folder(self._folder) if _PART.fullmatch(name)]
         self._before = before
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The parts in their order, with all columns or some. Raises DatasetError for a damaged one."""
         if self._before:
             yield from self._before.parts(columns)
-        for name in self._names():
+        for name in self._names:
             yield self._read(name, columns)
 
     def settings(self) -> dict[str, Any] | None:
         """What it was made with; None for a plan without parts."""
         found = self._before.settings() if self._before else None
-        names = self._names()
-        if found is not None or not names:
+        if found is not None or not self._names:
             return found
-        return json.loads(self._read(names[0], ["clip"]).schema.metadata[_SETTINGS])
+        return json.loads(self._read(self._names[0], ["clip"]).schema.metadata[_SETTINGS])
 
     def append(self, table: pa.Table) -> None:
         """Stores a table that ``plan`` gave as the next part, whole or not at all."""
         storage.make_folder(self._folder)
-        path = self._folder / f"{len(self._names()):06d}.parquet"
-        if not storage.create_exclusive(path, parquet_bytes(table)):
-            raise ConfigError(f"another run has just written {path}: run the same command again")
-
-    def _names(self) -> list[str]:
-        return [name for name in storage.list_folder(self._folder) if _PART.fullmatch(name)]
+        name = f"{len(self._names):06d}.parquet"
+        if not storage.create_exclusive(self._folder / name, parquet_bytes(table)):
+            raise ConfigError(f"another run has just written {self._folder / name}: run the same command again")
+        self._names.append(name)
 
     def _read(self, name: str, columns: Sequence[str] | None) -> pa.Table:
         path = self._folder / name

@@ -98,7 +98,7 @@ def test_another_way_of_encoding_is_refused_by_name(shards: Path) -> None:
     for setting, named in (
         ("vae.batch_frames=4", "batch_frames is 8, expected 4"),
         ("decoder=decord", 'sampling.decoder is "pyav", expected "decord"'),
-        ("clip.fps=4", "clip.fps was 8"),
+        ("clip.fps=4", "sampling.fps is 8.0, expected 4.0"),
     ):
         done = run(*command("encode"), "--input", "shapes", f"output={shards}", *SMALL, setting, status=2)
         assert named in done.stderr and done.stderr.count("\n") == 1
@@ -175,9 +175,12 @@ def test_every_line_of_a_real_sample_of_internvid_is_accounted_for(assets: Path,
     ("settings", "message"),
     [
         (["--input", "internvid", "output=OUT"], "data.metadata and data.videos not set"),
-        (["--input", "internvid", "output=OUT", "data.metadata=no.jsonl", "data.videos=."], "no metadata file"),
+        (
+            ["--input", "internvid", "output=OUT", "data.metadata=no.jsonl", "data.videos=."],
+            "'no.jsonl' cannot be read",
+        ),
         (["--input", "internvid", "output=OUT", "data.metadata=EMPTY", "data.videos=."], "is empty"),
-        (["--input", "folder", "output=OUT", "data.videos=no/folder"], "no folder at 'no/folder'"),
+        (["--input", "folder", "output=OUT", "data.videos=no/folder"], "no folder at no/folder"),
         (["--input", "folder", "output=OUT", "data.vidoes=x"], "did you mean 'data.videos'"),
         (["--input", "folder", "--work_dir=x"], "output=VALUE"),
         (["--input", "webvid"], "invalid choice"),

@@ -9,7 +9,12 @@ from upath import UPath
 from tests.end_to_end.conftest import command, deepspeed, hashes, run, train_settings
 from tests.object_store import new_bucket, s3_server
 
-TINY = ["vae=tiny", "text_encoder=tiny", "clip={height: 64, width: 64, frames: 8, fps: 8}", "shard_clips=16"]
+TINY = [
+    "vae=tiny",
+    "text_encoder={name: tiny, precision: fp32}",
+    "clip={height: 64, width: 64, frames: 8, fps: 8}",
+    "shard_clips=16",
+]
 
 
 def test_encode_and_train_on_an_object_store(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
