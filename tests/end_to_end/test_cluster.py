@@ -12,10 +12,10 @@ from tests.end_to_end.conftest import ROOT, SMALL, command, environment, hashes,
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that only decodes, and two more nodes."""
+    """A head that only decodes, and two more nodes, which say that they have a GPU."""
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     for _ in range(2):
-        nodes.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=1, num_gpus=1)
     nodes.wait_for_nodes()
     yield nodes
     nodes.shutdown()
@@ -25,7 +25,7 @@ def test_a_node_that_dies_costs_nothing(cluster: Cluster, shards: Path, tmp_path
     folder = tmp_path / "shards"
     settings = ["--input", "shapes", f"output={folder}", f"data.videos={shards.parent / 'data'}", *SMALL]
     process = subprocess.Popen(
-        [*command("encode"), *settings, "runtime.actors=3"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        [*command("encode"), *settings], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         env=environment() | {"RAY_ADDRESS": cluster.address},
     )  # fmt: skip
     wait_for(process, lambda: any(folder.glob("*/latents/*.parquet")))

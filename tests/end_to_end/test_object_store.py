@@ -29,6 +29,12 @@ def test_encode_and_train_on_an_object_store(shards: Path, tmp_path: Path, monke
         assert tars == {path for path in hashes(shards) if path.endswith(".tar")}
         assert json.loads((UPath(output) / "summary.json").read_text())["written"] == 48
 
+        mine = f"{bucket}/mine"  # a folder of videos, whose sizes are looked up
+        sizes = ["clip={sizes: [[64, 64], [32, 64]], frames: 8, fps: 8}", "vae=tiny", TINY[1], f"output={mine}"]
+        run(*command("encode"), "--input", "folder", data[1], *sizes)
+        summary = json.loads((UPath(mine) / "summary.json").read_text())
+        assert (summary["written"], summary["rejected"]) == (48, {})
+
         cache = tmp_path / "cache"
         run(*deepspeed(2), *train_settings(output, tmp_path / "run"), "train.steps=2", f"data.cache={cache}")
         assert (tmp_path / "run" / "summary.json").exists() and any(cache.rglob("*.tar"))
