@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from shards import storage
 from shards.bucket_index import OpenBucket, Records, open_bucket
+from shards.compaction import compact
 from shards.errors import DatasetError, ShardError
-from shards.manifest import MANIFEST, Manifest, compact, create_dataset, ensure_fingerprint, read_header, require_equal
+from shards.manifest import MANIFEST, Manifest, create_dataset, ensure_fingerprint, read_header, require_equal
 from shards.null_text import null_text_bytes, null_text_path, parse_null_text
 from shards.schema import LATENTS, TOKENS, Bucket, RecordBuffers, empty_members, index_field, record_members
 from shards.tars import RESTORE, Tar, Tars, TarsInPlace

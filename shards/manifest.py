@@ -7,35 +7,22 @@ DATASET/manifest.json                         written last; a reader needs only 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
 from shards import storage
 from shards.errors import DatasetError, ShardError
 from shards.schema import (
-    KEY,
-    LATENTS,
     SCHEMA_VERSION,
-    SHARD,
-    STATUS,
-    TEXT_PREFIX,
     Bucket,
-    index_field,
-    index_schema,
 )
 from shards.writer import (
     Commit,
     check_tar_name,
     check_version,
-    commit_path,
-    committed_numbers,
-    parquet_bytes,
-    read_commit,
 )
 
 HEADER, MANIFEST, FINGERPRINT, INDEX = "dataset.json", "manifest.json", "fingerprint.json", "index"
@@ -159,97 +146,6 @@ def require_equal(found: Mapping[str, Any], expected: Mapping[str, Any], what: s
     ]
     if differences:
         raise DatasetError(f"{what}: {'; '.join(differences)}. To go on, {advice}")
-
-
-def compact(path: storage.Location, totals: Mapping[str, Any]) -> Manifest:
-    """Makes the indexes and the manifest from the commits; the manifest is replaced as a whole, last.
-
-    A bucket gets those of its text columns that cover every committed latent shard, key for key; DatasetError
-    if there is none, or if columns disagree. A text column that is still being encoded is left out.
-    """
-    root = storage.place(path)
-    header = read_header(root)
-    names = [name for name in storage.list_folder(root) if committed_numbers(root / name / LATENTS)]
-    if not names:
-        raise DatasetError(f"{root} has no committed shard: run the encode again")
-    buckets = {str(bucket): _compact_bucket(root, bucket) for bucket in sorted(map(Bucket.parse, names))}
-    manifest = Manifest(totals=dict(totals), buckets=buckets, **header)
-    with storage.write_whole(root / MANIFEST) as file:
-        file.write(manifest.to_bytes())
-    return manifest
-
-
-def _compact_bucket(root: storage.Place, bucket: Bucket) -> BucketEntry:
-    folder = root / bucket.name
-    numbers = committed_numbers(folder / LATENTS)
-    columns = [LATENTS, *_complete_text_columns(folder, numbers)]
-    commits = {column: [read_commit(commit_path(folder / column, number)) for number in numbers] for column in columns}
-    shards = [
-        _join_columns(folder, {column: commits[column][place] for column in columns}) for place in range(len(numbers))
-    ]
-    index = parquet_bytes(pa.concat_tables(shards))
-    index_hash = xxhash.xxh3_128_hexdigest(index)
-    name = f"{bucket}-{index_hash[:8]}.parquet"
-    storage.make_folder(root / INDEX)
-    with storage.write_whole(root / INDEX / name) as file:
-        file.write(index)
-    return BucketEntry(
-        index=name,
-        index_hash=index_hash,
-        samples=sum(shard.num_rows for shard in shards),
-        statuses=_count_statuses(commits[LATENTS]),
-        columns={column: _column_entry(folder / column, commits[column]) for column in columns},
-    )
-
-
-def _complete_text_columns(folder: storage.Place, numbers: Sequence[int]) -> list[str]:
-    found = {
-        column: len({*committed_numbers(folder / column)} & {*numbers})
-        for column in storage.list_folder(folder)
-        if column.startswith(TEXT_PREFIX)
-    }
-    complete = [column for column, shards in found.items() if shards == len(numbers)]
-    if not complete:
-        raise DatasetError(
-            f"{folder} has no complete text column: {found or 'none'} of {len(numbers)} shards; "
-            "run the same encode again"
-        )
-    return complete
-
-
-def _join_columns(folder: storage.Place, commits: Mapping[str, Commit]) -> pa.Table:
-    """The index's rows of one shard, from its commit in each column."""
-    tables = {column: commit.written for column, commit in commits.items()}
-    latents, number = tables[LATENTS], commits[LATENTS].number
-    for column, table in tables.items():
-        if not table[KEY].equals(latents[KEY]):
-            raise DatasetError(
-                f"{folder}: shard {number} has {latents.num_rows} samples in {LATENTS} and "
-                f"{table.num_rows} in {column}, not the same keys: remove "
-                f"{commit_path(folder / column, number)} and run the same encode again"
-            )
-    values = {index_field(column, name): table[name] for column, table in tables.items() for name in table.column_names}
-    values |= {KEY: latents[KEY], SHARD: pa.array([number] * latents.num_rows, pa.int32())}
-    schema = index_schema(list(tables))
-    return pa.table([values[name] for name in schema.names], schema=schema)
-
-
-def _count_statuses(commits: Sequence[Commit]) -> dict[str, int]:
-    tables = pa.concat_tables([commit.table for commit in commits])
-    counted = pc.value_counts(tables[STATUS]).to_pylist()
-    return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda entry: entry["values"])}
-
-
-def _column_entry(folder: storage.Place, commits: Sequence[Commit]) -> ColumnEntry:
-    fingerprint = read_json(folder / FINGERPRINT)
-    for commit in commits:
-        if commit.fingerprint_hash != fingerprint_hash(fingerprint):
-            raise DatasetError(
-                f"{commit_path(folder, commit.number)} has fingerprint {commit.fingerprint_hash}, "
-                f"{FINGERPRINT} beside it {fingerprint_hash(fingerprint)}: remove it and encode again"
-            )
-    shards = [ShardEntry.of(commit) for commit in commits]
-    return ColumnEntry(fingerprint, shards)
 
 
 def _bucket_entry(found: dict[str, Any], path: storage.Place) -> BucketEntry:

@@ -39,6 +39,9 @@ from shards.schema import (
     main_shape,
 )
 
+PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+"""How every table is stored."""
+
 _METADATA = b"wisesora"  # where the parquet file keeps what is true of the whole shard
 
 
@@ -151,7 +154,7 @@ def check_version(found: object, path: storage.Place) -> None:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A table as a parquet file: equal tables give equal bytes, and a flipped bit is found on reading."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, sink, **PARQUET)
     return sink.getvalue().to_pybytes()
 
 

@@ -40,7 +40,8 @@ from shards.writer import Commit, commit_path, read_commit, read_samples, write_
 from stages.captions import Captions
 from stages.decoding.decode import Frames
 from stages.errors import DecodeError, WorkError, at_least
-from stages.planning.plan import PlannedClip, ShardPlan
+from stages.planning.plan_table import PlannedClip, ShardPlan
+from stages.quality import LEAST_SNR_DB, snr_db
 
 Decoded = Iterator[Frames | DecodeError]
 """For each clip of a shard in order: its frames, or why it has none."""
@@ -146,6 +147,9 @@ class LatentWorker:
         require_equal(self._vae.identity, identity, f"{here} is another VAE", "put the same there")
         self._store_std = config.store_std
         self._target = target
+        self._exact: FrozenVAE | None = None
+        if config.precision != "fp32":
+            self._exact = FrozenVAE.load(config.name, device(), torch.float32, config.batch_frames)
 
     def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
         """Encode, write and commit one shard."""
@@ -159,6 +163,7 @@ class LatentWorker:
                     rejects.append(Reject(clip.key, frames.reason, str(frames)))
                 else:
                     clips.append((clip, frames.start_s))
+                    self._check_precision(frames.pixels)
                     yield frames.pixels
 
         def samples() -> Iterator[Sample]:
@@ -176,6 +181,19 @@ class LatentWorker:
         frames = statuses[WRITTEN] * plan.bucket.frames
         busy_s = encoding.seconds - waiting.seconds
         return ShardReport(plan.bucket.name, plan.number, statuses, frames, busy_s=busy_s, wait_s=waiting.seconds)
+
+    def _check_precision(self, pixels: np.ndarray) -> None:
+        """With the first frames that come: WorkError if the latents are too far from those of fp32."""
+        if self._exact is None:
+            return
+        frames = pixels[: self._exact.batch_frames]
+        found_db = snr_db(self._vae.encode(frames), self._exact.encode(frames))
+        self._exact = None
+        if found_db < LEAST_SNR_DB:
+            raise WorkError(
+                f"vae.precision: {found_db:.1f} dB between these latents and those of fp32, expected {LEAST_SNR_DB:g}: "
+                "set vae.precision=fp32"
+            )
 
     def _sample(self, clip: PlannedClip, start_s: float, mean: np.ndarray, std: np.ndarray) -> Sample | Reject:
         members = {MEAN: mean, STD: std} if self._store_std else {MEAN: mean}  # [T, C, h, w]

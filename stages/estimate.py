@@ -1,10 +1,13 @@
 """What an encode would do, take and leave on the disk, before anything is spent on it."""
 
+import resource
+import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,12 +69,16 @@ def describe_text(config: EncodeConfig) -> str:
 
 @dataclass(frozen=True)
 class _Speeds:
-    """pixels_per_s: of the VAE. decode_s: of one clip, in one process. tokens: of a caption, on average."""
+    """pixels_per_s: of the VAE. decode_s: of one clip, in one process. tokens: of a caption, on average.
+
+    peak_gb: of a worker's memory.
+    """
 
     pixels_per_s: float
     decode_s: float
     captions_per_s: float
     tokens: float
+    peak_gb: float
 
 
 def _measure(config: EncodeConfig, shard: ShardPlan) -> _Speeds:
@@ -94,7 +101,24 @@ def _measure(config: EncodeConfig, shard: ShardPlan) -> _Speeds:
         decode_s=decoding_s * min(len(clips), execute.decoders()) / len(clips),
         captions_per_s=len(clips) / text_s,
         tokens=float(np.mean([len(embedding) for embedding in embeddings])),
+        peak_gb=_peak_gb(),
     )
+
+
+def _peak_gb() -> float:
+    """Of the GPU's memory, or of this process where there is none; both models are in it at once."""
+    if device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux counts in KiB
+
+
+def _free_bytes(output: str) -> int | None:
+    """Of the disk that a local output is, or will be, on."""
+    folder = storage.place(output)
+    if not isinstance(folder, Path):
+        return None
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -129,9 +153,14 @@ def _estimate(config: EncodeConfig, models: Models, left: dict[tuple[str, int], 
     vae_s, decoding_s = pixels / speeds.pixels_per_s / places, total * speeds.decode_s / decoders
     text_s = total / speeds.captions_per_s / places
     std = "" if config.vae.store_std else "; vae.store_std=true would double the latents"
+    memory = "GPU memory" if device().type == "cuda" else "memory"
+    window_gb = config.runtime.decode_window_mb / 1e3
+    free = _free_bytes(config.output)
+    full = f": DOES NOT FIT, {free / 1e9:.2f} GB are free" if free is not None and free < whole else ""
     return [
         *lines,
-        f"  {whole / 1e9:.2f} GB in all, with {speeds.tokens:.1f} tokens a caption{std}",
+        f"  {whole / 1e9:.2f} GB in all, with {speeds.tokens:.1f} tokens a caption{std}{full}",
+        f"  a worker: {speeds.peak_gb:.1f} GB of {memory}, and {window_gb:.2f} GB for its frames in Ray's object store",
         f"  about {_duration(max(vae_s, decoding_s) + text_s)} on this machine's {device().type}: "
         f"VAE {_duration(vae_s)} and text {_duration(text_s)} with {places} workers, "
         f"decoding {_duration(decoding_s)} beside the VAE with {decoders} processes",

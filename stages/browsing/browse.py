@@ -16,12 +16,12 @@ from shards.manifest import Manifest, json_bytes
 from shards.schema import LATENTS
 from stages.browsing.browse_page import Account, findings, write_page
 from stages.browsing.compare import Compared, Comparer
-from stages.browsing.quality import expected_latents, least_and_median
 from stages.browsing.rejects import Planned, failed_clips, planned, reasons, with_pictures
 from stages.browsing.source_frames import Source, SourceReader
 from stages.browsing.survey import Survey, survey
 from stages.errors import ConfigError, at_least
 from stages.output import output_folder, progress_bar, save_settings, save_summary
+from stages.quality import expected_latents, least_and_median
 from stages.shapes.render import VIDEOS_NAME
 
 PAGE, SETTINGS = "browse.html", "config.yaml"

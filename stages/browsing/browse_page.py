@@ -10,12 +10,12 @@ import numpy as np
 from shards.manifest import Manifest
 from shards.schema import TEXT_PREFIX, TOKENS
 from stages.browsing.compare import Compared
-from stages.browsing.quality import FAR_MEAN, FAR_STD, LEAST_SNR_DB, Channel, Expected, least_and_median
 from stages.browsing.rejects import Reason
 from stages.browsing.survey import Survey
 from stages.chart import Histogram, histogram
 from stages.output import write_text
 from stages.page import render_page
+from stages.quality import FAR_MEAN, FAR_STD, LEAST_SNR_DB, Channel, Expected, least_and_median
 from stages.report import dataset_numbers
 
 LOW_PSNR_DB = 20.0

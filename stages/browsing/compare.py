@@ -10,12 +10,12 @@ from PIL import Image
 from models.vae import FrozenVAE
 from shards.manifest import Manifest
 from shards.schema import LATENTS
-from stages.browsing.quality import psnr_db, snr_db
 from stages.browsing.source_frames import Source, SourceReader
 from stages.browsing.survey import Picked
 from stages.columns import device
 from stages.errors import DecodeError
 from stages.page import jpeg_uri, mp4_uri
+from stages.quality import psnr_db, snr_db
 
 BF16_CLIPS = 4
 """Clips that are encoded once more in bf16, to tell what that would cost."""

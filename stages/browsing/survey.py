@@ -12,7 +12,7 @@ from shards.dataset import Dataset
 from shards.errors import DatasetError, ShardError
 from shards.manifest import Manifest
 from shards.schema import CAPTION, KEY, LATENTS, MEAN, SHARD, TEXT_PREFIX, TOKENS, Bucket, index_field
-from stages.browsing.quality import ChannelSums
+from stages.quality import ChannelSums
 
 NOT_CHARTED = ("start_s",)
 """Numbers of a clip that say nothing of a dataset."""

@@ -9,7 +9,7 @@ import pytest
 
 from models.source import TINY_FOLDER
 from models.vae import vae_identity
-from stages.browsing.quality import MOST_DB, ChannelSums, Expected, expected_latents, least_and_median, psnr_db, snr_db
+from stages.quality import MOST_DB, ChannelSums, Expected, expected_latents, least_and_median, psnr_db, snr_db
 
 
 def test_psnr_of_a_constant_error():
