@@ -127,10 +127,10 @@ def _sleep(seconds: float, process: subprocess.Popen) -> None:
 
 
 def _kill_driver(process: subprocess.Popen) -> None:
-    """And wait for its Ray to notice."""
+    """And what it leaves of its Ray."""
     left = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    for child in psutil.wait_procs(left, timeout=60)[1]:
+    for child in psutil.wait_procs(left, timeout=5)[1]:
         child.kill()
 
 

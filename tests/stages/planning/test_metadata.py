@@ -362,6 +362,15 @@ def test_a_folder_of_videos_and_pictures(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(rows)) == rows  # to be probed elsewhere
 
 
+def test_a_caption_that_cannot_be_read_costs_its_clip(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone")
+    first, second = read_folder(str(tmp_path))
+    assert first.reason == "io_error" and "a.txt cannot be read" in str(first.message)
+    assert second.reason is None
+
+
 def test_a_file_name_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")

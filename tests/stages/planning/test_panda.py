@@ -233,6 +233,12 @@ def test_the_downloaders_folders(folder: Path) -> None:
     assert [row.reason for row in rows] == [None] * 5 + ["bad_metadata"]
 
 
+def test_a_record_that_cannot_be_read_is_a_reject(folder: Path) -> None:
+    (folder / "00000/0000009_00000.json").symlink_to(folder / "gone")
+    rows = [row for row in read_panda("", str(folder)) if "0000009" in str(row.message)]
+    assert [row.reason for row in rows] == ["bad_metadata"] and "cannot be read" in str(rows[0].message)
+
+
 def test_a_clip_is_the_same_from_the_csv_and_from_the_downloader(read: Read, folder: Path) -> None:
     from_csv = [row.identity for row in read(HEADER_1, LINE_1)]
     assert [row.identity for row in read_panda("", str(folder))][:3] == from_csv

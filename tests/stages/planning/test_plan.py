@@ -146,6 +146,15 @@ def test_a_run_killed_between_any_two_parts_goes_on_to_the_same_plan(tmp_path: P
         assert part_bytes(folder) == whole
 
 
+def test_two_runs_that_plan_at_once_do_not_both_plan(tmp_path: Path) -> None:
+    late = Plan(tmp_path)  # knows nothing of what the other stores meanwhile
+    (part,) = plan(clips(10), CONFIG, "set", late, probe=no_probe)
+    make_plan(tmp_path, clips(10))
+    with pytest.raises(ConfigError, match="another run has just written .*000000.parquet: run the same command again"):
+        late.append(part)
+    assert stored(Plan(tmp_path)).num_rows == 10
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_parts_hold_whole_shards_and_say_the_same_as_one_large_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
