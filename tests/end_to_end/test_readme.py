@@ -105,7 +105,7 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "sample": "1 videos",
         "evaluate": "report",
         "browse": "clips",
-        "verify": "tars",
+        "verify": "shards of",
     }
     assert (expected[name] if "--tune" not in line else "for a new dataset: vae.batch_frames=") in done.stdout
     if name == "sample":
