@@ -48,6 +48,9 @@ Decoded = Iterator[Frames | DecodeError]
 
 _Item = TypeVar("_Item")
 
+RECENT_CAPTIONS = 1024
+"""Embeddings that a worker keeps, so that captions which come again are encoded once; some 100 MB of T5-XXL's."""
+
 
 @dataclass(frozen=True)
 class VaeConfig:
@@ -98,8 +101,8 @@ class Target:
 class ShardReport:
     """What became of the clips of one shard of one column, and where the time went.
 
-    statuses: "written" or a reason -> clips. frames: encoded. reused: captions that another column had encoded.
-    busy_s: in the model. wait_s: for frames.
+    statuses: "written" or a reason -> clips. frames: encoded. reused: captions that another column, or a shard just
+    before, had encoded. busy_s: in the model. wait_s: for frames.
     """
 
     bucket: str
@@ -225,6 +228,7 @@ class TextWorker:
         require_equal(self._encoder.identity, identity, f"{here} is another encoder", "put the same there")
         self._target = target
         self._reuse = reuse
+        self._recent: dict[str, np.ndarray] = {}
         self._captions = Captions(config.captions) if config.captions else None
         write_null_text(target.dataset, target.column, self._encoder.encode([""])[0])
 
@@ -234,12 +238,13 @@ class TextWorker:
         own = dict(zip(latents[KEY].to_pylist(), latents[CAPTION].to_pylist(), strict=True))
         captions = own | (self._captions.of_keys(own) if self._captions else {})
         wanted = {_caption_hash(caption): caption for caption in sorted(captions.values())}
-        reused = self._made_before(plan, wanted)
+        reused = self._made_before(plan, wanted) | {name: self._recent[name] for name in wanted if name in self._recent}
         left = [caption for name, caption in wanted.items() if name not in reused]
         started = time.perf_counter()
         encoded = self._encoder.encode(left)
         busy_s = time.perf_counter() - started
         embeddings = reused | {_caption_hash(caption): text for caption, text in zip(left, encoded, strict=True)}
+        self._recent = dict([*self._recent.items(), *embeddings.items()][-RECENT_CAPTIONS:])
         commit = write_shard(
             self._target.folder(plan.bucket),
             plan.number,

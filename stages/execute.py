@@ -44,12 +44,10 @@ class RuntimeConfig:
     threads: of an actor on a CPU. decoders: processes that decode at once on this machine, 0 for one a core; a
     cluster has its own number. decode_window_mb: decoded frames that wait for one actor, at most.
     clip_timeout_s: for decoding one clip. attempts: for whatever may fail by chance.
-    dashboard: show Ray's, at http://127.0.0.1:8265 (a cluster has its own).
     """
 
     actors: int = 0
     decoders: int = 0
-    dashboard: bool = False
     threads: int = 1
     decode_window_mb: int = 256
     clip_timeout_s: float = 120.0
@@ -73,7 +71,7 @@ def running(runtime: RuntimeConfig) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {}
     if address == "local":
-        local = {"include_dashboard": runtime.dashboard, "num_cpus": runtime.decoders or None}
+        local = {"include_dashboard": False, "num_cpus": runtime.decoders or None}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)

@@ -49,7 +49,7 @@ class Progress:
         self._bar.update(report.statuses.total())
 
     def summary(self) -> dict[str, Any]:
-        """reused: captions that another column had encoded.
+        """reused: captions that another column, or a shard just before, had encoded.
 
         busy_share: of the workers' time in their models; wait_share: waiting for decoded frames.
         """
