@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -37,7 +38,6 @@ class Tally:
     """equal: datasets with the hashes of an unkilled run. redone: committed shards that were made again."""
 
     trials: int = 0
-    died: int = 0
     equal: int = 0
     lost: int = 0
     twice: int = 0
@@ -63,7 +63,6 @@ def main() -> None:
 
 def _rows(what: str, tally: Tally) -> Iterator[Row]:
     trials = f"of {tally.trials}"
-    yield Row(f"{what} killed before its end", tally.died, trials)
     yield Row(
         f"{what}: datasets as without a kill", tally.equal, trials, None, None, trials, tally.equal == tally.trials
     )
@@ -74,19 +73,22 @@ def _rows(what: str, tally: Tally) -> Iterator[Row]:
 
 def _trials(root: Path, wanted: set[str], moments: int, length_s: float, kill: Kill, what: str) -> Tally:
     tally, chance = Tally(), random.Random(what)
-    for number in range(moments):
+    for number in count():
+        if tally.trials == moments:
+            break
         dataset = root / f"{what}-{number}"
         process = _encode(dataset, root)
         _sleep(chance.uniform(0, length_s), process)
+        if process.poll() is not None:  # it was faster than the first, and there is nobody left to kill
+            length_s *= 0.9
+            continue
         tally.trials += 1
-        tally.died += process.poll() is None
-        if process.poll() is None:
-            kill(process)
+        kill(process)
         process.wait()
         committed = len(list(dataset.glob("*/*/*.parquet")))
         again = _encode(dataset, root).wait()
         if again:
-            print(f"{what} {number}: the same command exited {again}")
+            print(f"{what} {tally.trials}: the same command exited {again}")
             continue
         tally.equal += _hashes(dataset) == wanted
         opened = Dataset.open(dataset)
@@ -94,7 +96,9 @@ def _trials(root: Path, wanted: set[str], moments: int, length_s: float, kill: K
         tally.lost += CLIPS - len(keys)
         tally.twice += sum(count > 1 for count in keys.values())
         tally.redone += _made(dataset) - (2 * CLIPS // SHARD_CLIPS - committed)
-        print(f"{what} {number + 1}/{moments}: {committed} shards committed, {tally.equal} datasets equal", flush=True)
+        print(
+            f"{what} {tally.trials}/{moments}: {committed} shards committed, {tally.equal} datasets equal", flush=True
+        )
     return tally
 
 
