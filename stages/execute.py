@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from stages.decoding.decode import Decoder, Frames, hard_deadline
-from stages.decoding.decode_job import DecodeJob, frames_of, group_of, or_undecodable
+from stages.decoding.decode import Decoder, Frames
+from stages.decoding.decode_job import DecodeJob, each, frames_of, group_of
 from stages.decoding.pyav_reader import VideoInfo
 from stages.errors import ConfigError, DecodeError, WorkError, at_least
 from stages.planning.metadata import Row
@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # the decode processes load no torch
     from stages.columns import Decoded, ShardReport
 
 DECODES_A_PROCESS = 500  # then Ray starts a fresh one: decoders leak
-HANGING = 2  # times the timeout: the decoder is stuck in one call, and its process is ended
 TASK_BYTES = 32_000_000  # of frames that one task decodes, at most
 PROBES_A_TASK, PROBE_TASKS_AHEAD = 16, 64
 TRANSIENT = ("timeout", "io_error", "decoder_crash")
@@ -218,20 +217,21 @@ class DecodeAhead:
         return references if len(group) > 1 else [references]
 
     def _result(self, job: DecodeJob, reference: Any, again: int) -> Frames | DecodeError:
-        outcome = _outcome(reference, job)
+        outcome = _outcome(reference, job.clip.source)
         for _ in range(again):
             if not (isinstance(outcome, DecodeError) and outcome.reason in TRANSIENT):
                 break
             (reference,) = self._start([job])
-            outcome = _outcome(reference, job)
+            outcome = _outcome(reference, job.clip.source)
         return outcome
 
 
-def _outcome(reference: Any, job: DecodeJob) -> Frames | DecodeError:
+def _outcome(reference: Any, source: str) -> Any:
+    """What a task gave, or the DecodeError of the file that ended it."""
     try:
         return ray.get(reference)
     except RayError as error:  # a crash, a node that is gone, memory that ran out: its process ended
-        return DecodeError("decoder_crash", f"{type(error).__name__} on {job.clip.source}")
+        return DecodeError("decoder_crash", f"{type(error).__name__} on {source}")
 
 
 def probe(rows: Iterator[Row], videos: str, runtime: RuntimeConfig) -> Iterator[VideoInfo | DecodeError]:
@@ -247,7 +247,8 @@ def probe(rows: Iterator[Row], videos: str, runtime: RuntimeConfig) -> Iterator[
             yield from ray.get(reference)
         except RayError:  # a file that ended the process costs no other
             for row in batch:
-                yield _alone(start([row]), row)
+                alone = _outcome(start([row]), row.source)
+                yield alone if isinstance(alone, DecodeError) else alone[0]
 
     while batch := list(islice(rows, PROBES_A_TASK)):
         pending.append((batch, start(batch)))
@@ -257,27 +258,13 @@ def probe(rows: Iterator[Row], videos: str, runtime: RuntimeConfig) -> Iterator[
         yield from results()
 
 
-def _alone(reference: Any, row: Row) -> VideoInfo | DecodeError:
-    try:
-        return ray.get(reference)[0]
-    except RayError as error:
-        return DecodeError("decoder_crash", f"{type(error).__name__} on {row.source}")
-
-
 @ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
 def _probe(rows: list[Row], videos: str, timeout_s: float) -> list[VideoInfo | DecodeError]:
-    found = []
-    for row in rows:
-        with hard_deadline(HANGING * timeout_s):
-            found.append(or_undecodable(partial(probe_row, row, videos)))
-    return found
+    return each(partial(probe_row, videos_folder=videos), rows, timeout_s)
 
 
 @ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
 def _decode(group: list[DecodeJob], timeout_s: float, decoder: Decoder) -> Any:
     """The outcome of each; that itself of a single one, as Ray wants it."""
-    outcomes = []
-    for job in group:
-        with hard_deadline(HANGING * timeout_s):
-            outcomes.append(or_undecodable(partial(frames_of, job, timeout_s, decoder)))
+    outcomes = each(partial(frames_of, timeout_s=timeout_s, decoder=decoder), group, timeout_s)
     return outcomes if len(outcomes) > 1 else outcomes[0]

@@ -11,18 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from shards import storage
-from shards.errors import DatasetError
 from shards.schema import Bucket
-from stages.decoding.decode import Decoder, decode_clip, hard_deadline
+from stages.decoding.decode import HANGING, Decoder, decode_clip, hard_deadline
 from stages.decoding.picture import decode_image
 from stages.decoding.pyav_frames import Deadline
 from stages.decoding.pyav_reader import probe, read_shown
+from stages.decoding.source_file import source_file
 from stages.errors import DecodeError
 
 TIMEOUT_S = 60.0
-HANGING = 2
-"""A process is ended after so many times the timeout, which decoders look at between packets only."""
 FIRST_FRAME_PX = 320
 """The longer side of the picture of a rejected clip."""
 
@@ -73,13 +70,8 @@ def _one_process() -> ProcessPoolExecutor:
 def _within_deadline(
     timeout_s: float, function: Callable[..., np.ndarray], source: Source, arguments: tuple[Any, ...]
 ) -> np.ndarray:
-    try:
-        with hard_deadline(HANGING * timeout_s), storage.local_copy(storage.place(source.path)) as path:
-            return function(timeout_s, replace(source, path=str(path)), *arguments)
-    except FileNotFoundError:
-        raise DecodeError("missing_file", "there is no such file") from None
-    except DatasetError as error:  # of a store that does not answer
-        raise DecodeError("io_error", str(error)) from None
+    with hard_deadline(HANGING * timeout_s), source_file(source.path) as path:
+        return function(timeout_s, replace(source, path=path), *arguments)
 
 
 def _clip(timeout_s: float, source: Source, bucket: Bucket, fps: float, decoder: Decoder) -> np.ndarray:

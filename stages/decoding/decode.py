@@ -101,6 +101,10 @@ def decode_clip(
     return np.stack([picture for picture, times in zip(shown.pictures, shown.times, strict=True) for _ in range(times)])
 
 
+HANGING = 2
+"""After so many times the timeout, which decoders look at between packets only, a process is ended."""
+
+
 @contextmanager
 def hard_deadline(seconds: float) -> Iterator[None]:
     """Ends this process, with a traceback on stderr, if the block takes longer: for C code that hangs.

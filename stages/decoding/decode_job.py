@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
-from shards import storage
-from shards.errors import DatasetError
 from shards.schema import Bucket
-from stages.decoding.decode import Decoder, Frames, decode_source
+from stages.decoding.decode import HANGING, Decoder, Frames, decode_source, hard_deadline
+from stages.decoding.source_file import source_file
 from stages.errors import DecodeError
 from stages.planning.plan_table import PlannedClip
 
 MOST_CLIPS = 16  # of one task
 
+_Item = TypeVar("_Item")
 _Found = TypeVar("_Found")
 
 
@@ -41,21 +41,28 @@ def group_of(coming: Iterable[DecodeJob], most_bytes: int) -> list[DecodeJob]:
 
 
 def frames_of(job: DecodeJob, timeout_s: float, decoder: Decoder) -> Frames:
-    """The frames of a clip, whose file may be at a URL. Raises DecodeError and more: see ``or_undecodable``."""
+    """The frames of a clip, whose file may be at a URL. Raises DecodeError, and what a decoder lets through."""
     size = job.bucket.frames, job.bucket.height, job.bucket.width
-    with storage.local_copy(storage.place(job.clip.path)) as path:
-        return decode_source(replace(job.clip, path=str(path)), *size, timeout_s=timeout_s, decoder=decoder)
+    with source_file(job.clip.path) as path:
+        return decode_source(replace(job.clip, path=path), *size, timeout_s=timeout_s, decoder=decoder)
 
 
-def or_undecodable(read: Callable[[], _Found]) -> _Found | DecodeError:
-    """What ``read`` gives, or why it does not: whatever a file does to its decoder costs that file alone."""
+def each(read: Callable[[_Item], _Found], items: Iterable[_Item], timeout_s: float) -> list[_Found | DecodeError]:
+    """What ``read`` gives for each item, or why it does not: whatever a file does to its decoder costs it alone.
+
+    A file that makes it hang, and does not heed ``timeout_s``, costs the process: see ``hard_deadline``.
+    """
+    outcomes = []
+    for item in items:
+        with hard_deadline(HANGING * timeout_s):
+            outcomes.append(_or_undecodable(read, item))
+    return outcomes
+
+
+def _or_undecodable(read: Callable[[_Item], _Found], item: _Item) -> _Found | DecodeError:
     try:
-        return read()
+        return read(item)
     except DecodeError as error:
         return error
-    except FileNotFoundError:  # at a URL
-        return DecodeError("missing_file", "there is no such file")
-    except DatasetError as error:  # a store that does not answer
-        return DecodeError("io_error", str(error))
     except Exception as error:
         return DecodeError("undecodable", f"{type(error).__name__}: {error}")

@@ -3,10 +3,9 @@
 import os
 from collections.abc import Callable, Iterator
 
-from shards import storage
-from shards.errors import DatasetError
 from stages.decoding.picture import probe_picture
 from stages.decoding.pyav_reader import VideoInfo, probe
+from stages.decoding.source_file import source_file
 from stages.errors import DecodeError
 from stages.planning.metadata import Row
 
@@ -22,11 +21,7 @@ def probe_here(videos_folder: str) -> Probe:
 def probe_row(row: Row, videos_folder: str) -> VideoInfo | DecodeError:
     """What the file of a row is; the error, not raised, where it cannot be used."""
     try:
-        with storage.local_copy(storage.place(os.path.join(videos_folder, row.path or ""))) as path:
-            return probe_picture(str(path)) if row.kind == "image" else probe(str(path))
+        with source_file(os.path.join(videos_folder, row.path or "")) as path:
+            return probe_picture(path) if row.kind == "image" else probe(path)
     except DecodeError as error:
         return error
-    except FileNotFoundError:  # at a URL
-        return DecodeError("missing_file", "there is no such file")
-    except DatasetError as error:  # a store that does not answer
-        return DecodeError("io_error", str(error))
