@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from shards import storage
+from shards import latent_rgb, storage
 from shards.errors import DatasetError
 from shards.manifest import (
     FINGERPRINT,
@@ -41,15 +41,16 @@ def compact(path: storage.Location, totals: Mapping[str, Any]) -> Manifest:
     names = [name for name in storage.list_folder(root) if committed_numbers(root / name / LATENTS)]
     if not names:
         raise DatasetError(f"{root} has no committed shard: run the encode again")
-    buckets = {str(bucket): _compact_bucket(root, bucket) for bucket in sorted(map(Bucket.parse, names))}
-    manifest = Manifest(totals=dict(totals), buckets=buckets, **header)
+    sums: list[list[list[float]]] = []
+    buckets = {str(bucket): _compact_bucket(root, bucket, sums) for bucket in sorted(map(Bucket.parse, names))}
+    manifest = Manifest(totals=dict(totals), latent_rgb=latent_rgb.solve(sums), buckets=buckets, **header)
     with storage.write_whole(root / MANIFEST) as file:
         file.write(manifest.to_bytes())
     return manifest
 
 
-def _compact_bucket(root: storage.Place, bucket: Bucket) -> BucketEntry:
-    """One shard after the other, so that memory does not grow with them."""
+def _compact_bucket(root: storage.Place, bucket: Bucket, sums: list[list[list[float]]]) -> BucketEntry:
+    """One shard after the other, so that memory does not grow with them; appends those of their latents' colours."""
     folder = root / bucket.name
     numbers = committed_numbers(folder / LATENTS)
     columns = [LATENTS, *_complete_text_columns(folder, numbers)]
@@ -64,6 +65,7 @@ def _compact_bucket(root: storage.Place, bucket: Bucket) -> BucketEntry:
                 _check_fingerprint(folder / column, commit, hashes[column])
                 entries[column].shards.append(ShardEntry.of(commit))
             statuses.update(commits[LATENTS].table[STATUS].to_pylist())
+            sums.append(commits[LATENTS].latent_rgb)
             yield _join_columns(folder, commits)
 
     index, index_hash = _write_index(root, bucket, index_schema(columns), joined())

@@ -66,11 +66,15 @@ class BucketEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a reader needs beside the indexes. ``totals`` are the encode job's own counts."""
+    """All that a reader needs beside the indexes.
+
+    ``totals`` are the encode job's own counts. ``latent_rgb`` shows latents without a VAE: see ``latent_rgb.to_rgb``.
+    """
 
     schema_version: int
     name: str
     totals: dict[str, Any]
+    latent_rgb: list[list[float]]
     buckets: dict[str, BucketEntry]
 
     @classmethod

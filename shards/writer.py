@@ -19,6 +19,7 @@ import xxhash
 
 from shards import storage
 from shards.errors import DatasetError, ShardError
+from shards.latent_rgb import LatentRgbFit
 from shards.schema import (
     CHECKSUM,
     KEY,
@@ -50,6 +51,7 @@ class Commit:
     """One committed shard of one column.
 
     ``table`` has a row for each planned clip, written or rejected, sorted by key (``schema.commit_schema``).
+    ``latent_rgb`` are the sums of a shard of latents for ``latent_rgb.solve``.
     """
 
     number: int
@@ -58,6 +60,7 @@ class Commit:
     tar_bytes: int
     tar_hash: str  # xxh3_128 of the file
     fingerprint_hash: str
+    latent_rgb: list[list[float]]
     commit_hash: str  # xxh3_128 of this commit's own file
 
     @property
@@ -91,19 +94,21 @@ def write_shard(
     rejects: Iterable[Reject] = (),
     *,
     fingerprint_hash: str,
+    latent_rgb: LatentRgbFit | None = None,
 ) -> Commit:
     """Writes and commits a shard, and returns the commit that counts: the first one.
 
     ``folder`` is BUCKET/COLUMN of a dataset; ``samples`` come in ascending order of keys and are not looked
-    at if the shard is there already. ``rejects`` is looked at after the samples are consumed, so that their
-    maker may append to it meanwhile. Raises DatasetError if the shard there has another fingerprint.
+    at if the shard is there already. ``rejects`` and ``latent_rgb`` are looked at after the samples are consumed, so
+    that their maker may add to them meanwhile. Raises DatasetError if the shard there has another fingerprint.
     """
     folder = storage.place(folder)
     path = commit_path(folder, number)
     if not storage.exists(path):
         rows, tar = _write_tar(folder, number, samples)
         rows += [{KEY: reject.key, STATUS: reject.reason, MESSAGE: reject.message} for reject in rejects]
-        about = {"schema_version": SCHEMA_VERSION, "fingerprint_hash": fingerprint_hash} | tar
+        sums = latent_rgb.sums() if latent_rgb else []
+        about = {"schema_version": SCHEMA_VERSION, "fingerprint_hash": fingerprint_hash, "latent_rgb": sums} | tar
         storage.create_exclusive(path, _commit_bytes(folder.name, rows, about))
     commit = read_commit(path)
     if commit.fingerprint_hash != fingerprint_hash:

@@ -21,6 +21,7 @@ from models.vae import FrozenVAE
 from shards import storage
 from shards.dataset import require_equal, write_null_text
 from shards.errors import ShardError
+from shards.latent_rgb import LatentRgbFit
 from shards.schema import (
     CAPTION,
     CAPTION_HASH,
@@ -158,28 +159,31 @@ class LatentWorker:
         """Encode, write and commit one shard."""
         encoding, waiting = Stopwatch(), Stopwatch()
         rejects: list[Reject] = []
-        clips: deque[tuple[PlannedClip, float]] = deque()  # those on their way through the VAE, and their starts
+        colours = LatentRgbFit()
+        # Those on their way through the VAE, each with its start and its first frame.
+        clips: deque[tuple[PlannedClip, float, np.ndarray]] = deque()
 
         def pictures() -> Iterator[np.ndarray]:
             for clip, frames in zip(plan.clips, waiting.over(decoded), strict=True):
                 if isinstance(frames, DecodeError):
                     rejects.append(Reject(clip.key, frames.reason, str(frames)))
                 else:
-                    clips.append((clip, frames.start_s))
+                    clips.append((clip, frames.start_s, frames.pixels[0].copy()))
                     self._check_precision(frames.pixels)
                     yield frames.pixels
 
         def samples() -> Iterator[Sample]:
             for mean, std in encoding.over(self._vae.encode_clips(pictures())):
-                clip, start_s = clips.popleft()
+                clip, start_s, first_frame = clips.popleft()
                 sample = self._sample(clip, start_s, mean, std)
                 if isinstance(sample, Sample):
+                    colours.add(mean[0], first_frame)
                     yield sample
                 else:
                     rejects.append(sample)
 
         folder, fingerprint = self._target.folder(plan.bucket), self._target.fingerprints[plan.bucket]
-        commit = write_shard(folder, plan.number, samples(), rejects, fingerprint_hash=fingerprint)
+        commit = write_shard(folder, plan.number, samples(), rejects, fingerprint_hash=fingerprint, latent_rgb=colours)
         statuses = _statuses(commit)
         frames = statuses[WRITTEN] * plan.bucket.frames
         busy_s = encoding.seconds - waiting.seconds

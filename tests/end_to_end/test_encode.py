@@ -23,6 +23,7 @@ from models.text import TextEncoder
 from pipelines.command import run as run_command
 from pipelines.encode import main
 from shards.dataset import Dataset
+from shards.latent_rgb import to_rgb
 from tests.end_to_end.conftest import ROOT, SMALL, command, environment, hashes, run, wait_for
 
 
@@ -60,6 +61,20 @@ def test_latents_are_those_of_the_vae_on_the_files_own_frames(shards: Path) -> N
     found = torch.from_numpy(stored["mean.npy"]).float()
     assert (found - expected).norm() < 0.05 * expected.norm()  # two ways of reading colours differ by a few levels
     assert (found - expected.flip(0)).norm() > 0.3 * expected.norm()  # the same frames in another order
+
+
+def test_the_dataset_knows_the_colours_of_its_latents(shards: Path) -> None:
+    dataset = Dataset.open(shards)
+    shown, seen = [], []
+    for number, row in enumerate(dataset.index("64x64x8").to_pylist()):
+        (file,) = (shards.parent / "data" / "videos").glob(f"{row['source']}*")
+        with av.open(str(file)) as container:
+            frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        seen.append(np.asarray(Image.fromarray(frame).resize((8, 8), Image.Resampling.BOX), float))
+        latents = dataset.read("64x64x8", number, "latents")["mean.npy"]
+        shown.append(to_rgb(latents[0], dataset.manifest.latent_rgb))
+    error = np.square(np.array(shown) - np.array(seen)).mean()
+    assert error < 0.5 * np.array(seen).var(axis=(0, 1, 2)).mean()  # what is left to a decoder that is not linear
 
 
 @torch.no_grad()

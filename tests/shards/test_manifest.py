@@ -208,4 +208,5 @@ def test_commits_hold_no_time(build):
         "tar",
         "tar_bytes",
         "tar_hash",
+        "latent_rgb",
     }
