@@ -45,7 +45,7 @@ def test_overrides_replace_fields() -> None:
         ("XL", {}, "no preset 'XL'; did you mean XL/2"),
         ("?", {}, "expected one of tiny, S/2, B/2, L/2, XL/2"),
         ("tiny", {"num_layer": 2}, "no transformer field 'num_layer'; did you mean num_layers"),
-        ("tiny", {"temporal_pos": "none"}, "expected stream or branch"),
+        ("tiny", {"temporal_pos": "none"}, "expected stream or branch or rope"),
     ],
 )
 def test_mistakes_are_named(name: str, overrides: dict, message: str) -> None:
