@@ -60,13 +60,15 @@ def test_equals_latte_of_other_sizes(config: TransformerConfig) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (4, 6, 10), (16, 4, 4)])
 @torch.no_grad()
-def test_equals_latte_with_each_caption_alone_and_unpadded(shape: tuple[int, int, int]) -> None:
-    """The reference cannot mask padding in a video's batch, so it sees one true caption at a time."""
+def test_equals_latte_with_captions_masked_or_each_alone_and_unpadded(shape: tuple[int, int, int]) -> None:
+    """The reference's pipeline gives no mask, and the reference takes a mask only if it is repeated by frame."""
     model, reference = random_transformer(), latte(SMALL, shape[0])
     reference.load_state_dict(model.state_dict())
     lengths = (7, 1, 4)
     latents, timestep, text, mask = inputs(shape=shape, lengths=lengths)
     found = model(latents, timestep, text, mask)
+    arguments = {"encoder_attention_mask": mask.repeat_interleave(shape[0], dim=0), "return_dict": False}
+    assert_close(found, reference(latents, timestep, text, **arguments)[0])
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
         expected = reference(latents[one], timestep[one], text[one, :length], return_dict=False)[0]
