@@ -1,8 +1,9 @@
 """The diffusion transformer: PixArt-alpha's spatial blocks, each followed by one of Latte's temporal blocks.
 
-Sources: PixArt-alpha (arXiv:2310.00426) and Latte (arXiv:2401.03048). With the same weights the results are
-those of diffusers' `LatteTransformer3DModel` on unpadded text and, for one frame and `temporal_init: zero`,
-of `PixArtTransformer2DModel`. The legend of shapes is in `layers.py`.
+Sources: PixArt-alpha (arXiv:2310.00426) and Latte (arXiv:2401.03048). With the same weights and no
+options the results are those of diffusers' `LatteTransformer3DModel` on unpadded text and, for one frame and
+`temporal_init: zero`, of `PixArtTransformer2DModel` (with `size_conditioning`, its 1024 px variant). The legend of
+shapes is in `layers.py`.
 """
 
 from dataclasses import dataclass
