@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NORM_EPS = 1e-6
-TIMESTEP_CHANNELS = 256
+SCALAR_CHANNELS = 256
 MAX_PERIOD = 10_000.0
 # CUDA bounds the grid dimension on which its attention kernels lay out the heads.
 MAX_HEADS_PER_CALL = 65_535
@@ -49,11 +49,21 @@ def spatial_positions(rows: int, columns: int, width: int, *, base: int, scale: 
     return grid.flatten(0, 1)
 
 
-def timestep_features(timestep: Tensor) -> Tensor:
-    """Cosines, then sines, of the timestep (DiT, arXiv:2212.09748): [...] -> [..., 256] float32."""
-    half = TIMESTEP_CHANNELS // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep.float()[..., None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotary positions (RoFormer, arXiv:2104.09864, equation 34): queries or keys [B, K, G, H, D/H], turned.
+
+    rotation [B or 1, K, 1, D/H] is `sincos` of the positions; channel i turns together with channel i + D/2H.
+    """
+    sine, cosine = rotation[:, :, :, None].chunk(2, dim=-1)
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1).to(x.dtype)
+
+
+def scalar_features(values: Tensor) -> Tensor:
+    """Cosines, then sines, of what conditions the network (DiT, arXiv:2212.09748): [...] -> [..., 256] float32."""
+    half = SCALAR_CHANNELS // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=values.device) / half
+    angles = values.float()[..., None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -88,27 +98,44 @@ class TwoLayers(nn.Module):
         return self.linear_2(self.activation(self.linear_1(x)))
 
 
-class TimestepEmbedder(nn.Module):
-    """Timestep [...] (0 to 1000, fractions allowed) to its embedding [..., D]."""
+class ConditionEmbedder(nn.Module):
+    """The timestep (0 to 1000, fractions allowed), and size and frame rate where asked for, as one vector.
 
-    def __init__(self, width: int) -> None:
+    Size is what PixArt-alpha's 1024 px model is told: height and width, embedded alike, and their ratio, in a third
+    of the channels each. Size and rate start without influence.
+    """
+
+    def __init__(self, width: int, *, size: bool, fps: bool) -> None:
         super().__init__()
-        self.timestep_embedder = TwoLayers(TIMESTEP_CHANNELS, width, nn.SiLU())
+        self.timestep_embedder = TwoLayers(SCALAR_CHANNELS, width, nn.SiLU())
+        self.resolution_embedder = TwoLayers(SCALAR_CHANNELS, width // 3, nn.SiLU()) if size else None
+        self.aspect_ratio_embedder = TwoLayers(SCALAR_CHANNELS, width // 3, nn.SiLU()) if size else None
+        self.fps_embedder = TwoLayers(SCALAR_CHANNELS, width, nn.SiLU()) if fps else None
 
-    def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.timestep_embedder(timestep_features(timestep).to(dtype))
+    def forward(self, timestep: Tensor, size: Tensor | None, fps: Tensor, dtype: torch.dtype) -> Tensor:
+        """timestep [B, F], size (height, width in pixels) [B or 1, 2], fps [B or 1, 1] -> [B, F, D]."""
+        embedding = self.timestep_embedder(scalar_features(timestep).to(dtype))
+        if self.resolution_embedder is not None and self.aspect_ratio_embedder is not None:
+            if size is None:
+                raise ValueError("this network is conditioned on size; expected size= height and width in pixels")
+            sides = self.resolution_embedder(scalar_features(size).to(dtype))  # [B or 1, 2, D/3]
+            ratio = self.aspect_ratio_embedder(scalar_features(size[:, :1] / size[:, 1:]).to(dtype))
+            embedding = embedding + torch.cat([sides, ratio], dim=1).flatten(1)[:, None]
+        if self.fps_embedder is not None:
+            embedding = embedding + self.fps_embedder(scalar_features(fps).to(dtype))
+        return embedding
 
 
 class AdaptiveNorm(nn.Module):
     """adaLN-single (PixArt-alpha, arXiv:2310.00426, 2.3): one projection of the timestep for all blocks.
 
-    `emb` embeds the timestep; calling the module turns an embedding [B, F, D] into the six vectors
-    [B, F, 6, D] to which every block adds a table of its own.
+    `emb` embeds the timestep and what else conditions all tokens; calling the module turns an embedding
+    [B, F, D] into the six vectors [B, F, 6, D] to which every block adds a table of its own.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, size: bool, fps: bool) -> None:
         super().__init__()
-        self.emb = TimestepEmbedder(width)
+        self.emb = ConditionEmbedder(width, size=size, fps=fps)
         self.linear = nn.Linear(width, 6 * width)
 
     def forward(self, embedding: Tensor) -> Tensor:
@@ -121,26 +148,41 @@ class Attention(nn.Module):
     The G groups are independent of each other (the tokens of a frame, in temporal attention). A group and
     a head lie side by side in memory, so together they serve as the kernel's heads, and neither transposes
     nor copies are needed to attend along an axis that is not the last but one.
+
+    qk_norm: queries and keys of each head are scaled to a root mean square of 1, times a learned weight, so that
+    their products stay bounded in half precision (arXiv:2302.05442, 2.1; RMS as in Stable Diffusion 3).
     """
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.head_dim = width // num_heads
+        self.norm_q = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(self.head_dim, eps=NORM_EPS) if qk_norm else nn.Identity()
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-        """mask [B, 1, 1, K] bool: the keys that may be looked at, at least one a row; None: all."""
-        projected = (self.to_q(queries), self.to_k(keys), self.to_v(keys))
-        attended = _attend([self._heads(x) for x in projected], mask)  # [B, G*H, Q, D/H]
+    def forward(
+        self, queries: Tensor, keys: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None
+    ) -> Tensor:
+        """mask [B, 1, 1, K] bool: the keys that may be looked at, at least one a row; None: all.
+
+        rotation: rotary positions of queries and keys alike, see `rotated`.
+        """
+        query = self.norm_q(self._heads(self.to_q(queries)))
+        key = self.norm_k(self._heads(self.to_k(keys)))
+        value = self._heads(self.to_v(keys))
+        if rotation is not None:
+            query, key = rotated(query, rotation), rotated(key, rotation)
+        side_by_side = [x.flatten(2, 3).transpose(1, 2) for x in (query, key, value)]  # [B, G*H, K, D/H], views
+        attended = _attend(side_by_side, mask)  # [B, G*H, Q, D/H]
         merged = attended.transpose(1, 2).reshape(queries.shape)
         return self.to_out[0](merged)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, K, G, D] -> [B, G*H, K, D/H], a view."""
-        return x.unflatten(-1, (-1, self.head_dim)).flatten(2, 3).transpose(1, 2)
+        """[B, K, G, D] -> [B, K, G, H, D/H], a view."""
+        return x.unflatten(-1, (-1, self.head_dim))
 
 
 def _attend(qkv: Sequence[Tensor], mask: Tensor | None) -> Tensor:
@@ -179,10 +221,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """What spatial and temporal blocks share: self-attention, feed-forward, and their modulation."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int, *, qk_norm: bool) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
-        self.attn1 = Attention(width, num_heads)
+        self.attn1 = Attention(width, num_heads, qk_norm=qk_norm)
         self.ff = FeedForward(width, mlp_ratio)
 
     def modulation(self, timestep: Tensor) -> tuple[Tensor, ...]:
@@ -193,9 +235,9 @@ class Block(nn.Module):
 class SpatialBlock(Block):
     """PixArt's block: every frame attends to itself, then every token to the text, then the MLP."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
-        super().__init__(width, num_heads, mlp_ratio)
-        self.attn2 = Attention(width, num_heads)
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int, *, qk_norm: bool) -> None:
+        super().__init__(width, num_heads, mlp_ratio, qk_norm=qk_norm)
+        self.attn2 = Attention(width, num_heads)  # no norm: its keys are the text's, bounded by their projection
 
     def forward(self, x: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """x [B, T, N, D], timestep [B, F, 6, D], text [B, L, D], text_mask [B, L] bool -> [B, T, N, D]."""
@@ -209,16 +251,29 @@ class SpatialBlock(Block):
 
 
 class TemporalBlock(Block):
-    """Latte's temporal block: every token attends to the same place in all frames, then the MLP."""
+    """Latte's temporal block: every token attends to the same place in all frames, then the MLP.
 
-    def forward(self, x: Tensor, timestep: Tensor, positions: Tensor | None) -> Tensor:
+    full: it attends to all places of all frames instead.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int, *, qk_norm: bool, full: bool) -> None:
+        super().__init__(width, num_heads, mlp_ratio, qk_norm=qk_norm)
+        self.full = full
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, *, added: Tensor | None = None, rotation: Tensor | None = None
+    ) -> Tensor:
         """x [B, T, N, D], timestep [B, F, 6, D] -> [B, T, N, D].
 
-        positions [B or 1, T, 1, D] are seen by the attention alone; None where the tokens already have them.
+        Both kinds of temporal positions are seen by the attention alone: `added` [B or 1, T, 1, D] to what it is
+        given, and `rotation` [B or 1, T, 1, D/H] of its queries and keys.
         """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(timestep)
         normed = modulated(x, shift, scale)
-        if positions is not None:
-            normed = normed + positions
-        x = x + gate * self.attn1(normed, normed)
+        if added is not None:
+            normed = normed + added
+        if self.full:
+            normed = normed.flatten(1, 2)[:, :, None]  # [B, T*N, 1, D]
+            rotation = None if rotation is None else rotation.repeat_interleave(x.shape[2], dim=1)
+        x = x + gate * self.attn1(normed, normed, rotation=rotation).view_as(x)
         return x + gate_mlp * self.ff(modulated(x, shift_mlp, scale_mlp))

@@ -2,7 +2,7 @@
 
 S, B, L and XL have the widths and depths of DiT (arXiv:2212.09748, table 1), here of spatial and temporal
 blocks each; the number after the slash is the patch size. XL/2 is PixArt-alpha's and Latte's. `tiny` is
-made for 64 px clips of moving shapes on a CPU.
+made for 64 px clips of moving shapes on a CPU. docs/model.md has the table with parameter counts.
 """
 
 from collections.abc import Mapping

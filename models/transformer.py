@@ -1,8 +1,9 @@
 """The diffusion transformer: PixArt-alpha's spatial blocks, each followed by one of Latte's temporal blocks.
 
-Sources: PixArt-alpha (arXiv:2310.00426) and Latte (arXiv:2401.03048). With the same weights the results are
-those of diffusers' `LatteTransformer3DModel` on unpadded text and, for one frame and `temporal_init: zero`,
-of `PixArtTransformer2DModel`. The legend of shapes is in `layers.py`.
+Sources: PixArt-alpha (arXiv:2310.00426) and Latte (arXiv:2401.03048). With the same weights and no
+options the results are those of diffusers' `LatteTransformer3DModel` on unpadded text and, for one frame and
+`temporal_init: zero`, of `PixArtTransformer2DModel` (with `size_conditioning`, its 1024 px variant). The legend of
+shapes is in `layers.py`.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from models.layers import (
     spatial_positions,
 )
 
-TemporalPos = Literal["stream", "branch"]
+TemporalPos = Literal["stream", "branch", "rope"]
+TemporalAttention = Literal["axial", "full"]
 TemporalInit = Literal["normal", "zero"]
 Prediction = Literal["velocity", "epsilon"]
 
@@ -40,10 +42,17 @@ class TransformerConfig:
       spatial positions. A 256 px model that starts from PixArt's 512 px weights needs sample_size 64, or
       sample_size 32 and position_scale 0.5.
     temporal_pos: "stream" adds the temporal positions once to the tokens, as Latte does; "branch" shows them
-      to the temporal attention alone, so that they cannot disturb an image model's spatial blocks.
+      to the temporal attention alone, so that they cannot disturb an image model's spatial blocks; "rope" turns
+      that attention's queries and keys by them, so that it sees distances in time only.
     temporal_pos_per_s: temporal positions a second; 8 gives whole numbers at 8 frames a second.
+    temporal_attention: "axial" attends from each place to the same place in all frames; "full" to all places of
+      all frames, which costs as many times more as a frame has tokens.
     temporal_init: "zero" starts the temporal blocks as the identity, for use on an image model's weights.
+    qk_norm: normalise queries and keys in self-attention, spatial and temporal (not in cross-attention).
     pooled_text: add a learned projection (zero at start) of the mean text vector to the timestep embedding.
+    size_conditioning: add embedded height, width and aspect ratio to the timestep embedding, as PixArt-alpha's
+      1024 px model does; `forward` then needs `size`.
+    fps_conditioning: add the embedded frame rate (1 / frame_interval_s) to the timestep embedding.
 
     Raises ValueError for values that no network can have.
     """
@@ -60,11 +69,20 @@ class TransformerConfig:
     position_scale: float = 1.0
     temporal_pos: TemporalPos = "stream"
     temporal_pos_per_s: float = 8.0
+    temporal_attention: TemporalAttention = "axial"
     temporal_init: TemporalInit = "normal"
+    qk_norm: bool = False
     pooled_text: bool = False
+    size_conditioning: bool = False
+    fps_conditioning: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("temporal_pos", TemporalPos), ("temporal_init", TemporalInit)):
+        choices = {
+            "temporal_pos": TemporalPos,
+            "temporal_attention": TemporalAttention,
+            "temporal_init": TemporalInit,
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in get_args(allowed):
                 expected = " or ".join(get_args(allowed))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}")
@@ -75,6 +93,13 @@ class TransformerConfig:
             raise ValueError(
                 f"num_heads * head_dim is {self.width}; expected a multiple of 4, as a quarter of the "
                 "channels each goes to the sine and cosine of row and column"
+            )
+        if self.temporal_pos == "rope" and self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; expected an even number, as rope turns channels in pairs")
+        if self.size_conditioning and self.width % 3:
+            raise ValueError(
+                f"num_heads * head_dim is {self.width}; expected a multiple of 3, as size_conditioning gives "
+                "a third of the channels each to height, width and aspect ratio"
             )
 
     @property
@@ -100,12 +125,17 @@ class Transformer(nn.Module):
         self.prediction = prediction
         self.activation_checkpointing = False
         width, block = config.width, (config.width, config.num_heads, config.mlp_ratio)
+        full = config.temporal_attention == "full"
         self.pos_embed = PatchEmbed(config.in_channels, width, config.patch_size)
-        self.adaln_single = AdaptiveNorm(width)
+        self.adaln_single = AdaptiveNorm(width, size=config.size_conditioning, fps=config.fps_conditioning)
         self.caption_projection = TwoLayers(config.text_dim, width, nn.GELU(approximate="tanh"))
         self.pooled_text = nn.Linear(config.text_dim, width) if config.pooled_text else None
-        self.transformer_blocks = nn.ModuleList(SpatialBlock(*block) for _ in range(config.num_layers))
-        self.temporal_transformer_blocks = nn.ModuleList(TemporalBlock(*block) for _ in range(config.num_layers))
+        self.transformer_blocks = nn.ModuleList(
+            SpatialBlock(*block, qk_norm=config.qk_norm) for _ in range(config.num_layers)
+        )
+        self.temporal_transformer_blocks = nn.ModuleList(
+            TemporalBlock(*block, qk_norm=config.qk_norm, full=full) for _ in range(config.num_layers)
+        )
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
         _initialise(self)
@@ -118,24 +148,28 @@ class Transformer(nn.Module):
         text_mask: Tensor,
         *,
         frame_interval_s: float | Tensor | None = None,
-        size: Tensor | None = None,
+        size: Tensor | tuple[int, int] | None = None,
     ) -> Tensor:
         """[B, C, T, h, w] -> [B, C', T, h, w], where C' is `config.out_channels`.
 
         timestep [B], or [B, T] for frames at different noise levels: 1000 is pure noise, 0 is data.
         text [B, L, D_text]; text_mask [B, L] bool, at least one true a row: rows that are false are padding
         and change nothing. frame_interval_s: seconds from one frame to the next, for all or [B]; 1/8 when
-        not given. size is for networks conditioned on it; the ones built here are not, and ignore it.
+        not given. size: height and width in pixels, for all or [B, 2]; networks that are conditioned on it need
+        it, others ignore it.
+
+        Raises ValueError for latents that do not divide into patches, and for a size that is needed and missing.
         """
         dtype = self.scale_shift_table.dtype
         text = text.to(dtype)
         grid = self._grid(latents)
         x = self.pos_embed(latents.to(dtype))  # [B, T, N, D]
         x = (x + self._spatial_positions(grid, x.device)).to(dtype)
-        embedding = self._embed(timestep, text, text_mask)  # [B, F, D]
+        interval_s = self._interval(frame_interval_s, x.device)  # [B or 1, 1]
+        embedding = self._embed(timestep, text, text_mask, size, interval_s)  # [B, F, D]
         vectors = self.adaln_single(embedding)  # [B, F, 6, D]
         captions = self.caption_projection(text)  # [B, L, D]
-        times = self._temporal_positions(x, frame_interval_s)
+        times = self._temporal_positions(x, interval_s)
         for index in range(self.config.num_layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._pair, index, x, vectors, captions, text_mask, times, use_reentrant=False)
@@ -156,19 +190,32 @@ class Transformer(nn.Module):
         base = self.config.sample_size // self.config.patch_size
         return spatial_positions(*grid, self.config.width, base=base, scale=self.config.position_scale, device=device)
 
-    def _temporal_positions(self, x: Tensor, frame_interval_s: float | Tensor | None) -> Tensor:
-        """[B or 1, T, 1, D]: time since the first frame, in units of 1 / temporal_pos_per_s."""
+    def _interval(self, frame_interval_s: float | Tensor | None, device: torch.device) -> Tensor:
+        """Seconds between frames, [B or 1, 1] float64."""
         interval_s = DEFAULT_FRAME_INTERVAL_S if frame_interval_s is None else frame_interval_s
-        if isinstance(interval_s, Tensor):
-            interval_s = interval_s.to(x.device, torch.float64).reshape(-1, 1)
-        frames = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)[None]
-        positions = frames * interval_s * self.config.temporal_pos_per_s
-        return sincos(positions, self.config.width)[:, :, None].to(x.dtype)
+        return torch.as_tensor(interval_s, dtype=torch.float64, device=device).reshape(-1, 1)
 
-    def _embed(self, timestep: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """The timestep's embedding (and the text's mean), [B, F, D]."""
+    def _temporal_positions(self, x: Tensor, interval_s: Tensor) -> Tensor:
+        """Time since the first frame, in units of 1 / temporal_pos_per_s: [B or 1, T, 1, D], for rope D/H."""
+        frames = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
+        positions = (frames * interval_s * self.config.temporal_pos_per_s)[:, :, None]
+        if self.config.temporal_pos == "rope":
+            return sincos(positions, self.config.head_dim)
+        return sincos(positions, self.config.width).to(x.dtype)
+
+    def _embed(
+        self,
+        timestep: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        size: Tensor | tuple[int, int] | None,
+        interval_s: Tensor,
+    ) -> Tensor:
+        """What conditions all tokens: the timestep, and as configured size, frame rate and mean text, [B, F, D]."""
         timestep = timestep[:, None] if timestep.ndim == 1 else timestep
-        embedding = self.adaln_single.emb(timestep, text.dtype)
+        if size is not None:
+            size = torch.as_tensor(size, dtype=torch.float32, device=text.device).reshape(-1, 2)
+        embedding = self.adaln_single.emb(timestep, size, 1 / interval_s, text.dtype)
         if self.pooled_text is None:
             return embedding
         kept = text_mask[:, :, None]
@@ -180,11 +227,13 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """A spatial block and the temporal block after it: [B, T, N, D] -> [B, T, N, D]."""
         x = self.transformer_blocks[index](x, vectors, captions, text_mask)
-        branch = self.config.temporal_pos == "branch"
+        temporal = self.temporal_transformer_blocks[index]
+        if self.config.temporal_pos == "branch":
+            return temporal(x, vectors, added=times)
+        if self.config.temporal_pos == "rope":
+            return temporal(x, vectors, rotation=times)
         # Latte gives a single image no temporal position.
-        if not branch and index == 0 and x.shape[1] > 1:
-            x = x + times
-        return self.temporal_transformer_blocks[index](x, vectors, times if branch else None)
+        return temporal(x + times if index == 0 and x.shape[1] > 1 else x, vectors)
 
     def _last_layer(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, T, N, D] -> [B, T, N, p*p*C']"""
@@ -210,6 +259,10 @@ def _initialise(model: Transformer) -> None:
     _zero(*model.proj_out.parameters())
     if model.pooled_text is not None:
         _zero(*model.pooled_text.parameters())
+    told = model.adaln_single.emb
+    for optional in (told.resolution_embedder, told.aspect_ratio_embedder, told.fps_embedder):
+        if optional is not None:
+            _zero(*optional.linear_2.parameters())
     for module in model.modules():
         if isinstance(module, SpatialBlock):
             _zero(*module.attn2.to_out.parameters())

@@ -82,6 +82,7 @@ class FlowLoss:
             text,
             mask,
             frame_interval_s=self.frame_interval_s,
+            size=(batch.bucket.height, batch.bucket.width),
         )
         return flow.loss(predicted, flow.velocity(latents, noise)).mean()
 

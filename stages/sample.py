@@ -215,12 +215,13 @@ def denoise(
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
     guided = guidance_scale != 1
     text, mask = pad([*texts, *([null_text] * count if guided else [])], device)
+    size = (shape[2] * info.vae["spatial_factor"], shape[3] * info.vae["spatial_factor"])
     shift = flow.shift_for(info.flow, model.config.tokens(*shape[1:]))
     sigmas = flow.schedule(steps, shift).tolist()
     for sigma, following in zip(sigmas, sigmas[1:], strict=False):
         inputs = torch.cat([x, x]) if guided else x
         timestep = flow.timestep(torch.full((len(inputs),), sigma, device=device))
-        velocity = model(inputs, timestep, text, mask, frame_interval_s=info.frame_interval_s).float()
+        velocity = model(inputs, timestep, text, mask, frame_interval_s=info.frame_interval_s, size=size).float()
         if guided:
             conditional, unconditional = velocity.chunk(2)
             velocity = unconditional + guidance_scale * (conditional - unconditional)

@@ -58,7 +58,7 @@ def latte(config: TransformerConfig, frames: int) -> LatteTransformer3DModel:
 def pixart(config: TransformerConfig) -> PixArtTransformer2DModel:
     """The reference image model."""
     arguments = diffusers_arguments(config) | {"interpolation_scale": config.position_scale}
-    return PixArtTransformer2DModel(**arguments, use_additional_conditions=False).eval()
+    return PixArtTransformer2DModel(**arguments, use_additional_conditions=config.size_conditioning).eval()
 
 
 def inputs(

@@ -23,6 +23,18 @@ def test_spatial_positions_of_a_grid_written_out() -> None:
     assert torch.allclose(found, torch.stack([across.sin(), across.cos(), down.sin(), down.cos()], dim=1))
 
 
+@pytest.mark.parametrize("grid", [(8, 8), (34, 60), (5, 9)])
+def test_spatial_positions_span_the_same_range_at_every_size(grid: tuple[int, int]) -> None:
+    """Twice the patches along a side lie on, and halfway between, those of the smaller grid."""
+    small, large = (
+        spatial_positions(grid[0] * factor, grid[1] * factor, 16, base=16, scale=1.0, device=torch.device("cpu"))
+        for factor in (1, 2)
+    )
+    large = large.view(2 * grid[0], 2 * grid[1], 16)
+    assert torch.allclose(large[::2, ::2].flatten(0, 1), small, atol=1e-6)
+    assert not torch.allclose(large[1::2, 1::2].flatten(0, 1), small, atol=1e-2)
+
+
 @torch.no_grad()
 def test_more_heads_than_one_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, arguments = random_transformer(), inputs()

@@ -33,6 +33,8 @@ SHAPES = [
     (40, 2, 8),
     (4, 24, 24),
 ]
+SIZES = [SMALL, replace(SMALL, sample_size=64), replace(SMALL, sample_size=128, position_scale=2.0)]
+PUBLISHED = replace(SMALL, num_layers=1, num_heads=16, head_dim=72, text_dim=64, sample_size=64)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -45,14 +47,28 @@ def test_equals_latte(shape: tuple[int, int, int]) -> None:
     assert_close(model(latents, timestep, text, mask), expected)
 
 
+@pytest.mark.parametrize("config", [*SIZES[1:], PUBLISHED], ids=["512 px", "1024 px", "width 1152"])
 @torch.no_grad()
-def test_equals_latte_with_each_caption_alone_and_unpadded() -> None:
-    """The reference cannot mask padding in a video's batch, so it sees one true caption at a time."""
-    model, reference = random_transformer(), latte(SMALL, 3)
+def test_equals_latte_of_other_sizes(config: TransformerConfig) -> None:
+    """The reference finds its own position scale from the sample size."""
+    model, reference = random_transformer(config), latte(config, 3)
+    reference.load_state_dict(model.state_dict())
+    latents, timestep, text, mask = inputs(config, shape=(3, 10, 16))
+    expected = reference(latents, timestep, text, return_dict=False)[0]
+    assert_close(model(latents, timestep, text, mask), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (4, 6, 10), (16, 4, 4)])
+@torch.no_grad()
+def test_equals_latte_with_captions_masked_or_each_alone_and_unpadded(shape: tuple[int, int, int]) -> None:
+    """The reference's pipeline gives no mask, and the reference takes a mask only if it is repeated by frame."""
+    model, reference = random_transformer(), latte(SMALL, shape[0])
     reference.load_state_dict(model.state_dict())
     lengths = (7, 1, 4)
-    latents, timestep, text, mask = inputs(lengths=lengths)
+    latents, timestep, text, mask = inputs(shape=shape, lengths=lengths)
     found = model(latents, timestep, text, mask)
+    arguments = {"encoder_attention_mask": mask.repeat_interleave(shape[0], dim=0), "return_dict": False}
+    assert_close(found, reference(latents, timestep, text, **arguments)[0])
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
         expected = reference(latents[one], timestep[one], text[one, :length], return_dict=False)[0]
@@ -60,7 +76,7 @@ def test_equals_latte_with_each_caption_alone_and_unpadded() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (1, 8, 8), (1, 10, 24)])
-@pytest.mark.parametrize("position_scale", [1.0, 0.5])
+@pytest.mark.parametrize("position_scale", [1.0, 0.5, 2.0])
 @torch.no_grad()
 def test_one_frame_equals_pixart_with_masked_captions(shape: tuple[int, int, int], position_scale: float) -> None:
     config = replace(SMALL, position_scale=position_scale, temporal_init="zero")
@@ -68,6 +84,35 @@ def test_one_frame_equals_pixart_with_masked_captions(shape: tuple[int, int, int
     latents, timestep, text, mask = inputs(shape=shape, lengths=(7, 1, 4))
     expected = reference(latents[:, :, 0], text, timestep, encoder_attention_mask=mask, return_dict=False)[0]
     assert_close(model(latents, timestep, text, mask)[:, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    "pixels", [(256, 256), (512, 512), (720, 1280), (1280, 720), (1088, 1920)], ids=lambda side: f"{side[0]}x{side[1]}"
+)
+@torch.no_grad()
+def test_one_frame_of_a_real_size_equals_pixart(pixels: tuple[int, int]) -> None:
+    model, reference = _image_model(replace(SMALL, num_layers=1, temporal_init="zero"))
+    shape = (1, pixels[0] // 8, pixels[1] // 8)
+    latents, timestep, text, mask = inputs(shape=shape, lengths=(3,))
+    expected = reference(latents[:, :, 0], text, timestep, encoder_attention_mask=mask, return_dict=False)[0]
+    assert_close(model(latents, timestep, text, mask)[:, :, 0], expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 10, 24)])
+@torch.no_grad()
+def test_one_frame_equals_pixart_that_is_told_the_size(shape: tuple[int, int, int]) -> None:
+    """As PixArt-alpha's 1024 px checkpoint is; its extra weights load by name."""
+    config = replace(SMALL, size_conditioning=True, temporal_init="zero")
+    model, reference = _image_model(config)
+    latents, timestep, text, mask = inputs(shape=shape, lengths=(7, 1, 4))
+    size = torch.tensor([[1024, 1024], [832, 1216], [1504, 688]])
+    told = {"resolution": size.float(), "aspect_ratio": size[:, :1] / size[:, 1:]}
+    arguments = {"encoder_attention_mask": mask, "added_cond_kwargs": told, "return_dict": False}
+    expected = reference(latents[:, :, 0], text, timestep, **arguments)[0]
+    assert_close(model(latents, timestep, text, mask, size=size)[:, :, 0], expected)
+    told_alike = model(latents, timestep, text, mask, size=(832, 1216))
+    assert_close(told_alike[1:2, :, 0], expected[1:2])
+    assert (told_alike[0, :, 0] - expected[0]).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -140,7 +185,7 @@ def test_pooled_text_starts_at_zero_and_then_acts_through_the_timestep() -> None
     assert (pooled(*arguments) - plain(*arguments)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("temporal_pos", ["stream", "branch"])
+@pytest.mark.parametrize("temporal_pos", ["stream", "branch", "rope"])
 @torch.no_grad()
 def test_equal_timesteps_for_all_frames_are_one_timestep(temporal_pos: str) -> None:
     model = random_transformer(replace(SMALL, temporal_pos=temporal_pos, pooled_text=True))
@@ -183,10 +228,24 @@ def test_each_sample_may_have_its_own_frame_interval() -> None:
         assert_close(found[row], model(*arguments, frame_interval_s=interval_s)[row], share=1e-6)
 
 
+@pytest.mark.parametrize("temporal_pos", ["stream", "branch", "rope"])
 @torch.no_grad()
-def test_a_thousand_frames() -> None:
+def test_a_thousand_frames(temporal_pos: str) -> None:
+    model = random_transformer(replace(SMALL, temporal_pos=temporal_pos))
+    assert model(*inputs(shape=(1001, 4, 6), lengths=(3,))).isfinite().all()
+
+
+@torch.no_grad()
+def test_frames_that_follow_move_no_position() -> None:
+    """Frames that do not see each other give the same, however many there are."""
     model = random_transformer()
-    assert model(*inputs(shape=(1001, 2, 2), lengths=(3,))).isfinite().all()
+    for block in model.temporal_transformer_blocks:
+        for parameter in block.attn1.to_out.parameters():
+            parameter.zero_()
+    latents, timestep, text, mask = inputs(shape=(40, 4, 4))
+    whole = model(latents, timestep, text, mask)
+    assert_close(model(latents[:, :, :7], timestep, text, mask), whole[:, :, :7], share=1e-6)
+    assert (model(latents[:, :, 7:14], timestep, text, mask) - whole[:, :, 7:14]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("temporal_pos", ["stream", "branch"])
@@ -243,16 +302,20 @@ def test_half_precision_inputs_are_taken_and_kept_in_the_models_own() -> None:
 
 
 def test_latents_that_do_not_divide_into_patches() -> None:
-    with pytest.raises(ValueError, match=r"latents are 8x7; expected multiples of the patch size 2"):
-        random_transformer()(*inputs(shape=(1, 8, 7)))
+    """Such as those of 1080 x 1920 px, which no multiple of 16 is."""
+    with pytest.raises(ValueError, match=r"latents are 135x240; expected multiples of the patch size 2"):
+        random_transformer()(*inputs(shape=(1, 135, 240)))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temporal_pos": "both"}, "temporal_pos is 'both'; expected stream or branch"),
+        ({"temporal_pos": "both"}, "temporal_pos is 'both'; expected stream or branch or rope"),
         ({"temporal_init": "one"}, "temporal_init is 'one'; expected normal or zero"),
+        ({"temporal_attention": "local"}, "temporal_attention is 'local'; expected axial or full"),
         ({"num_heads": 1, "head_dim": 6}, "is 6; expected a multiple of 4"),
+        ({"num_heads": 4, "head_dim": 5, "temporal_pos": "rope"}, "head_dim is 5; expected an even number"),
+        ({"head_dim": 16, "size_conditioning": True}, "is 32; expected a multiple of 3"),
         ({"num_layers": 0}, "at least 1"),
     ],
 )
