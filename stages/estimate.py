@@ -21,7 +21,16 @@ from shards.schema import Bucket, text_column
 from stages import execute
 from stages.captions import Captions
 from stages.columns import device, dtype
-from stages.encode import output_of, plan_rows, read_outcomes, rejects_of, shard_sizes, text_left
+from stages.encode import (
+    SHARD_FIELDS,
+    Sizes,
+    output_of,
+    plan_rows,
+    read_outcomes,
+    rejects_of,
+    shard_sizes,
+    text_left,
+)
 from stages.encode_config import EncodeConfig, Models, read_rows
 from stages.planning.plan import Plan, ShardPlan, counts, shard_plans
 
@@ -40,10 +49,11 @@ def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
     root = storage.place(output_of(config))
     with tempfile.TemporaryDirectory() as folder, execute.running(config.runtime):
         planned = Plan(folder, before=Plan(root))
-        for part in plan_rows(root, rows, videos, config, planned, retry):
-            planned.append(part)
-        sizes = shard_sizes(planned)
+        sizes = shard_sizes(planned.parts(SHARD_FIELDS))
         outcomes = read_outcomes(root, sizes)
+        for part in plan_rows(rows, videos, config, planned, outcomes, retry):
+            planned.append(part)
+            sizes |= shard_sizes([part])
         totals = counts(planned, outcomes)
         lines = [
             f"{totals.rows} rows: {totals.pending} clips to encode, {totals.written} written, {totals.filtered} "
@@ -63,7 +73,8 @@ def describe_text(config: EncodeConfig) -> str:
     captions = config.text_encoder.captions
     if captions:
         Captions(captions)  # raises ConfigError unless it is what it should be
-    left = text_left(root, column, Plan(root))
+    sizes = shard_sizes(Plan(root).parts(SHARD_FIELDS))
+    left = text_left(root, column, sizes, read_outcomes(root, sizes))
     return f"{sum(left.values())} captions of {len(left)} shards to encode into {column}"
 
 
@@ -131,7 +142,7 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return seconds / calls, result
 
 
-def _estimate(config: EncodeConfig, models: Models, left: dict[tuple[str, int], int], speeds: _Speeds) -> list[str]:
+def _estimate(config: EncodeConfig, models: Models, left: Sizes, speeds: _Speeds) -> list[str]:
     """Bytes of each bucket, and hours: decoding and the VAE run side by side, then comes the text."""
     clips_of: Counter[str] = Counter()
     for (name, _), clips in left.items():
