@@ -3,9 +3,8 @@
 import resource
 import shutil
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from stages.encode import (
 )
 from stages.encode_config import EncodeConfig, Models, read_rows
 from stages.planning.plan import Plan, ShardPlan, counts, shard_plans
+from stages.timing import timed
 
 SECONDS = 1.0  # for each thing that is timed, at least
 CLIPS = 16  # of the first shard, that are decoded and whose captions are encoded
@@ -97,16 +97,16 @@ def _measure(config: EncodeConfig, shard: ShardPlan) -> _Speeds:
     torch.set_num_threads(config.runtime.threads)
     clips = shard.clips[:CLIPS]
     some = ShardPlan(shard.bucket, shard.number, clips)
-    decoding_s, _ = _timed(lambda: list(execute.DecodeAhead(config.runtime, config.decoder).frames_of(some)))
+    decoding_s, _ = timed(lambda: list(execute.DecodeAhead(config.runtime, config.decoder).frames_of(some)), SECONDS)
 
     vae = FrozenVAE.load(config.vae.name, device(), dtype(config.vae.precision), config.vae.batch_frames)
     batch = np.zeros((config.vae.batch_frames, shard.bucket.height, shard.bucket.width, 3), np.uint8)
-    vae_s, _ = _timed(lambda: vae.encode(batch))
+    vae_s, _ = timed(lambda: vae.encode(batch), SECONDS)
 
     text = config.text_encoder
     encoder = TextEncoder.load(text.name, device(), dtype(text.precision), text.max_tokens, text.batch_captions)
     captions = [clip.caption for clip in clips]
-    text_s, embeddings = _timed(lambda: encoder.encode(captions))
+    text_s, embeddings = timed(lambda: encoder.encode(captions), SECONDS)
     return _Speeds(
         pixels_per_s=batch.size / 3 / vae_s,
         decode_s=decoding_s * min(len(clips), execute.decoders()) / len(clips),
@@ -130,16 +130,6 @@ def _free_bytes(output: str) -> int | None:
         return None
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(there).free
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """The seconds that one call takes once it is warm, and what it gives."""
-    result = work()
-    calls, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < SECONDS:
-        work()
-        calls += 1
-    return seconds / calls, result
 
 
 def _estimate(config: EncodeConfig, models: Models, left: Sizes, speeds: _Speeds) -> list[str]:
