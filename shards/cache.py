@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import xxhash
 from upath import UPath
 
 from shards import object_store, storage
@@ -112,13 +111,11 @@ def _is(descriptor: int, path: Path) -> bool:
 
 
 def _check(tar: Tar, fetched: Path) -> None:
-    digest = xxhash.xxh3_128()
     with open(fetched, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != tar.hash:
+        found = storage.hash_of(file)
+    if found != tar.hash:
         raise ShardError(
-            f"{tar.path} has {fetched.stat().st_size} bytes and the hash {digest.hexdigest()}, the manifest says "
+            f"{tar.path} has {fetched.stat().st_size} bytes and the hash {found}, the manifest says "
             f"{tar.bytes} and {tar.hash}: the tar is damaged; pipelines.verify names what is"
         )
 

@@ -1,4 +1,4 @@
-"""What ``storage`` does at an fsspec URL. Each function is the namesake of one there.
+"""What ``storage`` does at an fsspec URL. Each function but ``read_range`` is the namesake of one there.
 
 Nothing is cached, since other processes write to the same place. Where a store refuses or is silent, this is a
 DatasetError of one line; that something is absent stays FileNotFoundError.
@@ -100,6 +100,7 @@ def read(path: UPath) -> bytes:
 
 
 def read_range(path: UPath, offset: int, length: int) -> bytes:
+    """``length`` bytes from ``offset``, or fewer where the file ends earlier."""
     with _answers(path):
         try:
             return path.fs.cat_file(path.path, start=offset, end=offset + length) if length else b""
