@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.videos import numbered, write_video
 
 BUCKET = Bucket(32, 32, 4)
 ATTEMPTS = 2
+DECODERS = 2
 
 
 class Worker:
@@ -50,7 +52,7 @@ class Refusing:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    with execute.running(RuntimeConfig()):
+    with execute.running(RuntimeConfig(decoders=DECODERS)):
         yield
 
 
@@ -117,6 +119,15 @@ def test_the_clips_of_the_next_shard_are_decoded_while_one_is_made(ray: None, pl
     waiting = list(ahead._submitted)
     assert [job.clip.key for job, *_ in waiting] == ["1a", "1b", "1c"]
     assert len(list(ahead.frames_of(plans[1]))) == 3 and not ahead._submitted
+
+
+@pytest.mark.parametrize(("read", "item", "reason"), [(time.sleep, 60, "timeout"), (os._exit, 1, "decoder_crash")])
+def test_what_hangs_and_what_crashes_are_told_apart(read: Callable, item: int, reason: str, ray: None) -> None:
+    timeout_s = 0.5
+    for _ in range(DECODERS):  # that it waits for a place is no time of its own
+        execute._decode.remote(time.sleep, [3 * timeout_s], 60)
+    found = execute._alone(read, item, "a.mp4", timeout_s)
+    assert isinstance(found, DecodeError) and (found.reason, "a.mp4" in str(found)) == (reason, True)
 
 
 def test_a_shard_that_was_not_announced_gets_its_own_clips(ray: None, plans: list[ShardPlan]) -> None:
