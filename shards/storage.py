@@ -10,7 +10,6 @@ a lifecycle rule of the bucket (abort incomplete multipart uploads) removes them
 import functools
 import os
 import re
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -177,18 +176,6 @@ def hash_of(file: BinaryIO) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def local_copy(path: Place) -> Iterator[Path]:
-    """A local file with the content and the name of ``path``: itself where it is local, else a temporary copy."""
-    if isinstance(path, Path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="wisesora-") as folder:
-        copy = Path(folder) / path.name
-        object_store.fetch(path, copy)
-        yield copy
 
 
 @contextmanager
