@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ CLIPS = 16  # of the first shard, that are decoded and whose captions are encode
 def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
     """What ``encode`` would do, in a few lines; writes nothing but rendered shapes.
 
-    Times are measured on this machine's device with a few of the clips, and hold for a machine like it.
+    Times and memory are those of one worker with a few of the clips, and hold for machines like its own.
     """
     config = config.located()
     models = Models.of(config)
@@ -79,47 +80,72 @@ def describe_text(config: EncodeConfig) -> str:
 
 
 @dataclass(frozen=True)
-class _Speeds:
-    """pixels_per_s: of the VAE. decode_s: of one clip, in one process. tokens: of a caption, on average.
+class _VaeSpeed:
+    """Of one worker. pixels_per_s: of frames. peak_gb: of the memory of its ``device``."""
 
-    peak_gb: of a worker's memory.
-    """
-
+    device: str
     pixels_per_s: float
-    decode_s: float
+    peak_gb: float
+
+
+@dataclass(frozen=True)
+class _TextSpeed:
+    """Of one worker. tokens: of a caption, on average."""
+
     captions_per_s: float
     tokens: float
     peak_gb: float
 
 
+@dataclass(frozen=True)
+class _Speeds:
+    """decode_s: of one clip, in one process."""
+
+    decode_s: float
+    vae: _VaeSpeed
+    text: _TextSpeed
+
+
 def _measure(config: EncodeConfig, shard: ShardPlan) -> _Speeds:
     """With the first clips of a shard."""
-    torch.set_num_threads(config.runtime.threads)
     clips = shard.clips[:CLIPS]
     some = ShardPlan(shard.bucket, shard.number, clips)
     decoding_s, _ = timed(lambda: list(execute.DecodeAhead(config.runtime, config.decoder).frames_of(some)), SECONDS)
-
-    vae = FrozenVAE.load(config.vae.name, device(), dtype(config.vae.precision), config.vae.batch_frames)
-    batch = np.zeros((config.vae.batch_frames, shard.bucket.height, shard.bucket.width, 3), np.uint8)
-    vae_s, _ = timed(lambda: vae.encode(batch), SECONDS)
-
-    text = config.text_encoder
-    encoder = TextEncoder.load(text.name, device(), dtype(text.precision), text.max_tokens, text.batch_captions)
-    captions = [clip.caption for clip in clips]
-    text_s, embeddings = timed(lambda: encoder.encode(captions), SECONDS)
     return _Speeds(
-        pixels_per_s=batch.size / 3 / vae_s,
         decode_s=decoding_s * min(len(clips), execute.decoders()) / len(clips),
-        captions_per_s=len(clips) / text_s,
-        tokens=float(np.mean([len(embedding) for embedding in embeddings])),
-        peak_gb=_peak_gb(),
+        vae=execute.in_worker(partial(_measure_vae, config, shard.bucket)),
+        text=execute.in_worker(partial(_measure_text, config, [clip.caption for clip in clips])),
     )
 
 
+def _measure_vae(config: EncodeConfig, bucket: Bucket) -> _VaeSpeed:
+    """In a process that does what a worker does."""
+    torch.set_num_threads(config.runtime.threads)
+    settings = config.vae
+    vae = FrozenVAE.load(settings.name, device(), dtype(settings.precision), settings.batch_frames)
+    batch = np.zeros((settings.batch_frames, bucket.height, bucket.width, 3), np.uint8)
+    if settings.precision != "fp32":  # with which a worker compares its first frames
+        FrozenVAE.load(settings.name, device(), torch.float32, settings.batch_frames).encode(batch)
+    seconds, _ = timed(lambda: vae.encode(batch), SECONDS)
+    return _VaeSpeed(device().type, batch.size / 3 / seconds, _peak_gb())
+
+
+def _measure_text(config: EncodeConfig, captions: list[str]) -> _TextSpeed:
+    """In a process that does what a worker does."""
+    torch.set_num_threads(config.runtime.threads)
+    settings = config.text_encoder
+    encoder = TextEncoder.load(
+        settings.name, device(), dtype(settings.precision), settings.max_tokens, settings.batch_captions
+    )
+    seconds, embeddings = timed(lambda: encoder.encode(captions), SECONDS)
+    tokens = float(np.mean([len(embedding) for embedding in embeddings]))
+    return _TextSpeed(len(captions) / seconds, tokens, _peak_gb())
+
+
 def _peak_gb() -> float:
-    """Of the GPU's memory, or of this process where there is none; both models are in it at once."""
+    """Of the GPU's memory that this process took, or of its own where there is none."""
     if device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
+        return torch.cuda.max_memory_reserved() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux counts in KiB
 
 
@@ -142,7 +168,7 @@ def _estimate(config: EncodeConfig, models: Models, left: Sizes, speeds: _Speeds
     lines, whole = [], 0.0
     for bucket, clips in sorted(buckets.items()):
         latents = clips * sample_bytes(bucket, models.vae) * (2 if config.vae.store_std else 1)
-        text = clips * speeds.tokens * models.text["dim"] * 2
+        text = clips * speeds.text.tokens * models.text["dim"] * 2
         shards = sum(name == bucket.name for name, _ in left)
         lines.append(
             f"  {bucket}: {clips} clips ({clips / total:.0%}) in {shards} shards, {latents / 1e6:.1f} MB of latents, "
@@ -151,20 +177,21 @@ def _estimate(config: EncodeConfig, models: Models, left: Sizes, speeds: _Speeds
         whole += latents + text
     places, decoders = execute.places(config.runtime), execute.decoders()
     pixels = sum(clips * bucket.frames * bucket.height * bucket.width for bucket, clips in buckets.items())
-    vae_s, decoding_s = pixels / speeds.pixels_per_s / places, total * speeds.decode_s / decoders
-    text_s = total / speeds.captions_per_s / places
+    vae_s, decoding_s = pixels / speeds.vae.pixels_per_s / places, total * speeds.decode_s / decoders
+    text_s = total / speeds.text.captions_per_s / places
     std = "" if config.vae.store_std else "; vae.store_std=true would double the latents"
-    memory = "GPU memory" if device().type == "cuda" else "memory"
+    memory = "GPU memory" if speeds.vae.device == "cuda" else "memory"
     window_gb = config.runtime.decode_window_mb / 1e3
     free = _free_bytes(config.output)
     full = f": DOES NOT FIT, {free / 1e9:.2f} GB are free" if free is not None and free < whole else ""
     return [
         *lines,
-        f"  {whole / 1e9:.2f} GB in all, with {speeds.tokens:.1f} tokens a caption{std}{full}",
-        f"  a worker: {speeds.peak_gb:.1f} GB of {memory}, and {window_gb:.2f} GB for its frames in Ray's object store",
-        f"  about {_duration(max(vae_s, decoding_s) + text_s)} on this machine's {device().type}: "
-        f"VAE {_duration(vae_s)} and text {_duration(text_s)} with {places} workers, "
-        f"decoding {_duration(decoding_s)} beside the VAE with {decoders} processes",
+        f"  {whole / 1e9:.2f} GB in all, with {speeds.text.tokens:.1f} tokens a caption{std}{full}",
+        f"  a worker, at its peak: {speeds.vae.peak_gb:.2f} GB of {memory} for latents, {speeds.text.peak_gb:.2f} GB "
+        f"for text; and {window_gb:.2f} GB for its frames in Ray's object store",
+        f"  about {_duration(max(vae_s, decoding_s) + text_s)}: VAE {_duration(vae_s)} and text {_duration(text_s)} "
+        f"with {places} workers as measured here (on {speeds.vae.device}), decoding {_duration(decoding_s)} beside "
+        f"the VAE with {decoders} processes",
     ]
 
 

@@ -105,6 +105,19 @@ def places(runtime: RuntimeConfig) -> int:
     return runtime.actors or gpus() or 1
 
 
+def in_worker(work: Callable[[], _Found]) -> _Found:
+    """What ``work`` gives in a process of its own with what an actor has: a GPU, where there are any."""
+    task: Any = ray.remote(num_gpus=1 if gpus() else 0, num_cpus=0, max_calls=1)(_call)
+    try:
+        return ray.get(task.remote(work))
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def _call(work: Callable[[], _Found]) -> _Found:
+    return work()
+
+
 def run_shards(
     make_worker: Callable[[], Worker], plans: Iterable[ShardPlan], runtime: RuntimeConfig, decoder: Decoder
 ) -> Iterator["ShardReport"]:
