@@ -203,7 +203,7 @@ def _make(
     """Make the shards of a column that are not committed. ``left``: the clips of each."""
     progress = Progress(column, sum(left.values()), len(left), execute.places(config.runtime))
     with progress:
-        for report in execute.run_shards(make_worker, plans, config.runtime, config.decoder):
+        for report in execute.run_shards(make_worker, plans, config.runtime, config.decoder, progress.watch):
             progress.add(report)
             _check_failures(progress.statuses, config.max_failed_share)
     return progress

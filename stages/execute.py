@@ -10,8 +10,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # the decode processes load no torch
 DECODES_A_PROCESS = 500  # then Ray starts a fresh one: decoders leak
 TASK_BYTES = 32_000_000  # of frames that one task decodes, at most
 PROBES_A_TASK, PROBE_TASKS_AHEAD = 16, 64
+WATCH_S = 1.0
+_WATCH = "watch"
 TRANSIENT = ("timeout", "io_error", "decoder_crash")
 
 _Item = TypeVar("_Item")
@@ -119,13 +121,20 @@ def _call(work: Callable[[], _Found]) -> _Found:
 
 
 def run_shards(
-    make_worker: Callable[[], Worker], plans: Iterable[ShardPlan], runtime: RuntimeConfig, decoder: Decoder
+    make_worker: Callable[[], Worker],
+    plans: Iterable[ShardPlan],
+    runtime: RuntimeConfig,
+    decoder: Decoder,
+    watch: Callable[[int], object] = lambda clips: None,
 ) -> Iterator["ShardReport"]:
     """Make every shard, on as many actors as there are places for; reports come as shards are finished.
 
+    ``watch`` is told between them how many clips of unfinished shards have been decoded and taken.
+
     Raises WorkError when a shard's actor died ``attempts`` times, and whatever ``make_shard`` raised.
     """
-    actor_type: Any = ray.remote(num_gpus=1 if gpus() else 0, num_cpus=0, scheduling_strategy="SPREAD")(_ShardActor)
+    options: dict[str, Any] = {"scheduling_strategy": "SPREAD", "concurrency_groups": {_WATCH: 1}}
+    actor_type: Any = ray.remote(num_gpus=1 if gpus() else 0, num_cpus=0, **options)(_ShardActor)
     todo = (_Job(plan) for plan in plans)
     running: dict[Any, _Lane] = {}
 
@@ -138,7 +147,11 @@ def run_shards(
     for _ in range(places(runtime)):
         begin(next(todo, None), next(todo, None))
     while running:
-        (done,), _ = ray.wait(list(running))
+        finished, _ = ray.wait(list(running), timeout=WATCH_S)
+        if not finished:
+            watch(_taken(running.values()))
+            continue
+        (done,) = finished
         lane = running.pop(done)
         try:
             yield ray.get(done)
@@ -174,6 +187,17 @@ class _Lane:
     actor: Any
     job: _Job
     following: _Job | None
+    taken: int = 0  # clips of the shard, when it was last asked
+
+
+def _taken(lanes: Collection[_Lane]) -> int:
+    """How many clips of the shards that are being made were taken; of an actor that is silent, when last it was not."""
+    asked = {lane.actor.taken.remote(): lane for lane in lanes}
+    answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=WATCH_S)
+    for answer in answers:
+        with suppress(RayError):  # it died, as its shard will tell
+            asked[answer].taken = ray.get(answer)
+    return sum(lane.taken for lane in lanes)
 
 
 def _steal(lanes: Iterable[_Lane]) -> _Job | None:
@@ -190,11 +214,22 @@ class _ShardActor:
         self._make_worker = make_worker
         self._worker: Worker | None = None
         self._ahead = DecodeAhead(runtime, decoder)
+        self._taken = 0
 
     def make(self, plan: ShardPlan, following: ShardPlan | None) -> "ShardReport":
+        self._taken = 0
         if self._worker is None:  # here, not above: what a method raises reaches the driver as it is
             self._worker = self._make_worker()
-        return self._worker.make_shard(plan, self._ahead.frames_of(plan, following))
+        return self._worker.make_shard(plan, self._counted(self._ahead.frames_of(plan, following)))
+
+    def _counted(self, decoded: "Decoded") -> "Decoded":
+        for frames in decoded:
+            self._taken += 1
+            yield frames
+
+    @ray.method(concurrency_group=_WATCH)  # answers while a shard is made
+    def taken(self) -> int:
+        return self._taken
 
 
 class DecodeAhead:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,18 @@ class Refusing:
         raise DatasetError(f"shard {plan.number} is not ours")
 
 
+class Slow(Worker):
+    """Goes on after its second clip when it is told to."""
+
+    def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
+        taken = [next(decoded), next(decoded)]
+        end = time.monotonic() + 30
+        while not (self.folder / "go").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return super().make_shard(plan, chain(taken, decoded))
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
     with execute.running(RuntimeConfig(decoders=DECODERS)):
@@ -82,6 +95,18 @@ def expected() -> dict[int, list[str]]:
 @pytest.mark.parametrize("window_mb", [256, 0])
 def test_every_clip_comes_in_order_or_says_why_not(window_mb: int, ray: None, plans: list[ShardPlan], tmp_path: Path):
     assert reports(partial(Worker, tmp_path), plans, window_mb) == expected()
+
+
+def test_the_clips_of_unfinished_shards_are_told(ray: None, plans: list[ShardPlan], tmp_path: Path) -> None:
+    told = []
+
+    def watch(clips: int) -> None:
+        told.append(clips)
+        if clips == 4:  # two of each actor
+            (tmp_path / "go").touch()
+
+    done = list(run_shards(partial(Slow, tmp_path), plans, RuntimeConfig(actors=2), "pyav", watch))
+    assert len(done) == 3 and 4 in told and max(told) <= 6
 
 
 def test_the_shard_of_a_worker_that_died_is_made_again(ray: None, plans: list[ShardPlan], tmp_path: Path) -> None:
