@@ -17,7 +17,7 @@ from shards.compaction import compact
 from shards.errors import DatasetError, ShardError
 from shards.manifest import MANIFEST, Manifest, create_dataset, ensure_fingerprint, read_header, require_equal
 from shards.null_text import null_text_bytes, null_text_path, parse_null_text
-from shards.schema import LATENTS, TOKENS, Bucket, RecordBuffers, empty_members, index_field, record_members
+from shards.schema import LATENTS, Bucket, RecordBuffers, empty_members, record_members
 from shards.tars import RESTORE, Tar, Tars, TarsInPlace
 
 _Value = TypeVar("_Value")
@@ -117,10 +117,6 @@ class Dataset:
         """The keys of some samples of a bucket."""
         keys = self._open(bucket).keys
         return [keys[row].as_py() for row in rows]
-
-    def tokens(self, bucket: Bucket | str, column: str) -> np.ndarray:
-        """The true text length of each sample of a bucket, [rows] int32."""
-        return self.index(bucket)[index_field(column, TOKENS)].to_numpy()
 
     def null_text(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """The embedding of the empty caption, [L, D] float16, and its mask, [L] bool."""

@@ -80,7 +80,8 @@ class Manifest:
     @classmethod
     def read(cls, path: storage.Place) -> "Manifest":
         """Reads manifest.json; DatasetError for another schema version, ShardError for damage."""
-        found = read_json(path)
+        data = _content(path)
+        found = _json_object(data, path)
         try:
             check_version(found["schema_version"], path)
             del found["hash"]
@@ -88,7 +89,7 @@ class Manifest:
             manifest = cls(**(found | {"buckets": buckets}))
         except (AttributeError, KeyError, TypeError) as error:
             raise ShardError(f"{path} is not a manifest ({error!r}): run the same encode again") from error
-        if storage.read(path) != manifest.to_bytes():
+        if data != manifest.to_bytes():
             raise ShardError(f"{path} does not have the hash that it says: it is damaged; run the same encode again")
         return manifest
 
@@ -164,9 +165,20 @@ def _bucket_entry(found: dict[str, Any], path: storage.Place) -> BucketEntry:
 
 def read_json(path: storage.Place) -> dict[str, Any]:
     """A file that holds one JSON object; ShardError if it does not."""
+    return _json_object(_content(path), path)
+
+
+def _content(path: storage.Place) -> bytes:
     try:
-        found = json.loads(storage.read(path))
-    except (OSError, ValueError) as error:
+        return storage.read(path)
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read: {error}") from error
+
+
+def _json_object(data: bytes, path: storage.Place) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
         raise ShardError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(found, dict):
         raise ShardError(f"{path} holds a {type(found).__name__}, expected a JSON object")

@@ -1,4 +1,4 @@
-"""What ``storage`` does at an fsspec URL. Each function is the namesake of one there.
+"""What ``storage`` does at an fsspec URL. Most functions are the namesakes of those there.
 
 Nothing is cached, since other processes write to the same place. Where a store refuses or is silent, this is a
 DatasetError of one line; that something is absent stays FileNotFoundError.
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import xxhash
 from upath import UPath
 
 from shards.errors import DatasetError
@@ -100,6 +101,7 @@ def read(path: UPath) -> bytes:
 
 
 def read_range(path: UPath, offset: int, length: int) -> bytes:
+    """``length`` bytes from ``offset``, or fewer where the file ends earlier."""
     with _answers(path):
         try:
             return path.fs.cat_file(path.path, start=offset, end=offset + length) if length else b""
@@ -115,6 +117,14 @@ def open_read(path: UPath) -> BinaryIO:
     with _answers(path):
         file = path.fs.open(path.path, "rb", cache_type="readahead")
     return io.BufferedReader(file)  # reads lines of a limited length, as local files do
+
+
+def version(path: UPath) -> tuple[str, int | None]:
+    """A name of 32 hex digits that the file has while the store holds it unchanged, and its bytes if the store says."""
+    with _answers(path):
+        info = path.fs.info(path.path)
+    tag = info.get("ETag") or info.get("etag") or info
+    return xxhash.xxh3_128_hexdigest(f"{path} {tag}".encode()), info["size"]
 
 
 def fetch(path: UPath, target: Path) -> None:

@@ -10,13 +10,13 @@ a lifecycle rule of the bucket (abort incomplete multipart uploads) removes them
 import functools
 import os
 import re
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import xxhash
 from upath import UPath
 
 from shards import object_store
@@ -107,14 +107,6 @@ def read(path: Place) -> bytes:
     return path.read_bytes() if isinstance(path, Path) else object_store.read(path)
 
 
-def read_range(path: Place, offset: int, length: int) -> bytes:
-    """``length`` bytes from ``offset``, or fewer where the file ends earlier."""
-    if isinstance(path, UPath):
-        return object_store.read_range(path, offset, length)
-    with open(path, "rb", buffering=0) as file:
-        return _read_at(file.fileno(), offset, length)
-
-
 def read_into(path: Place, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
     """Fills the buffers, one after the other, with what is at ``offset``; the bytes read, less at the file's end."""
     if isinstance(path, UPath):
@@ -178,16 +170,12 @@ def open_read(location: Location) -> BinaryIO:
     return open(path, "rb") if isinstance(path, Path) else object_store.open_read(path)
 
 
-@contextmanager
-def local_copy(path: Place) -> Iterator[Path]:
-    """A local file with the content and the name of ``path``: itself where it is local, else a temporary copy."""
-    if isinstance(path, Path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="wisesora-") as folder:
-        copy = Path(folder) / path.name
-        object_store.fetch(path, copy)
-        yield copy
+def hash_of(file: BinaryIO) -> str:
+    """xxh3_128 of the rest of an open file."""
+    digest = xxhash.xxh3_128()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -47,11 +47,8 @@ class Captions:
 
 def captions_hash(path: str) -> str:
     """xxh3_128 of the file."""
-    digest = xxhash.xxh3_128()
     with _open(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return storage.hash_of(file)
 
 
 def _open(path: str) -> BinaryIO:

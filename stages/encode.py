@@ -33,6 +33,12 @@ from stages.planning.plan import Outcomes, Plan, ShardPlan, Totals, counts, plan
 from stages.planning.plan_table import planned_shards
 from stages.progress import Progress
 
+Sizes = dict[tuple[str, int], int]
+"""(bucket name, number) of each of some shards -> its clips."""
+
+SHARD_FIELDS = ("bucket", "shard")
+"""The columns of a plan that ``shard_sizes`` needs."""
+
 # Too few clips to tell a bad input from a bad start.
 FAILURES_COUNT_FROM = 100
 
@@ -48,20 +54,22 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
     rows, videos = read_rows(config)
     root = create_dataset(output_of(config), config.name)
     planned = Plan(root)
-    _targets(root, config, models, planned)  # a fingerprint is refused before anything is planned
+    sizes = shard_sizes(planned.parts(SHARD_FIELDS))
+    _targets(root, config, models, sizes)  # a fingerprint is refused before anything is planned
+    outcomes = read_outcomes(root, sizes) if retry else {}
     with execute.running(config.runtime):
-        for part in plan_rows(root, rows, videos, config, planned, retry):
+        for part in plan_rows(rows, videos, config, planned, outcomes, retry):
             planned.append(part)
-        latents, texts = _targets(root, config, models, planned)
+            sizes |= shard_sizes([part])
+        latents, texts = _targets(root, config, models, sizes)
         if not latents.fingerprints:
             none = f"no clip can be encoded: {rejects_of(counts(planned, {}))}"
             raise WorkError(f"{none}; see data.metadata, data.videos, data.filter and clip")
         save_settings(root, config)
-        made = [
-            _make_latents(config, models, latents, planned, videos),
-            _make_text(config, models, texts, planned),
-        ]
-    return _finish(root, planned, made, started)
+        made_latents = _make_latents(config, models, latents, planned, sizes, videos)
+        outcomes = read_outcomes(root, sizes)
+        made_text = _make_text(config, models, texts, text_left(root, texts.column, sizes, outcomes))
+    return _finish(root, counts(planned, outcomes), [made_latents, made_text], started)
 
 
 def encode_text(config: EncodeConfig) -> dict[str, Any]:
@@ -75,11 +83,13 @@ def encode_text(config: EncodeConfig) -> dict[str, Any]:
     root = storage.place(output_of(config))
     read_header(root)
     models, planned = Models.of(config), Plan(root)
-    _, texts = _targets(root, config, models, planned, text_only=True)
+    sizes = shard_sizes(planned.parts(SHARD_FIELDS))
+    _, texts = _targets(root, config, models, sizes, text_only=True)
     save_settings(root, config, f"config.{texts.column}")
+    outcomes = read_outcomes(root, sizes)
     with execute.running(config.runtime):
-        made = [_make_text(config, models, texts, planned)]
-    return _finish(root, planned, made, started)
+        made = _make_text(config, models, texts, text_left(root, texts.column, sizes, outcomes))
+    return _finish(root, counts(planned, outcomes), [made], started)
 
 
 def output_of(config: EncodeConfig) -> str:
@@ -89,10 +99,12 @@ def output_of(config: EncodeConfig) -> str:
 
 
 def plan_rows(
-    root: storage.Place, rows: Iterable[Row], videos: str, config: EncodeConfig, planned: Plan, retry: Sequence[str]
+    rows: Iterable[Row], videos: str, config: EncodeConfig, planned: Plan, outcomes: Outcomes, retry: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """What these rows add to the plan, part by part; files are probed where that needs it."""
-    outcomes = read_outcomes(root, shard_sizes(planned)) if retry else {}
+    """What these rows add to the plan, part by part; files are probed where that needs it.
+
+    outcomes: of what is committed; only a retry asks for them.
+    """
     rejected = counts(planned, outcomes).rejected if retry else {}
     for reason in retry:
         if reason not in rejected:
@@ -104,7 +116,7 @@ def plan_rows(
 
 
 def read_outcomes(root: storage.Place, shards: Iterable[tuple[str, int]]) -> Outcomes:
-    """The rejects of every committed shard of latents."""
+    """The rejects of every committed shard of latents; reads all their commits."""
     outcomes = {}
     for bucket in sorted({bucket for bucket, _ in shards}):
         for number in committed_numbers(root / bucket / LATENTS):
@@ -115,10 +127,10 @@ def read_outcomes(root: storage.Place, shards: Iterable[tuple[str, int]]) -> Out
     return outcomes
 
 
-def shard_sizes(planned: Plan) -> dict[tuple[str, int], int]:
-    """(bucket name, number) of each planned shard -> its clips, in the order of the plan."""
-    parts = (part.filter(pc.is_valid(part["shard"])) for part in planned.parts(["bucket", "shard"]))
-    return {(bucket, number): rows.num_rows for part in parts for bucket, number, rows in planned_shards(part)}
+def shard_sizes(parts: Iterable[pa.Table]) -> Sizes:
+    """Of all shards in these parts of a plan, of which no shard is in two; in their order."""
+    planned = (part.filter(pc.is_valid(part["shard"])) for part in parts)
+    return {(bucket, number): rows.num_rows for part in planned for bucket, number, rows in planned_shards(part)}
 
 
 def rejects_of(totals: Totals) -> str:
@@ -126,10 +138,10 @@ def rejects_of(totals: Totals) -> str:
 
 
 def _targets(
-    root: storage.Place, config: EncodeConfig, models: Models, planned: Plan, text_only: bool = False
+    root: storage.Place, config: EncodeConfig, models: Models, sizes: Sizes, text_only: bool = False
 ) -> tuple[Target, Target]:
     """Where latents and text of the planned buckets go, their fingerprints recorded, or compared with those there."""
-    buckets = sorted({Bucket.parse(name) for name, _ in shard_sizes(planned)})
+    buckets = sorted({Bucket.parse(name) for name, _ in sizes})
     latents = {bucket: latents_fingerprint(config, models.vae, bucket) for bucket in buckets if not text_only}
     text = dict.fromkeys(buckets, text_fingerprint(config, models.text))
     columns = {LATENTS: latents, text_column(config.text_encoder.column): text}
@@ -143,16 +155,16 @@ def _targets(
     )
 
 
-def _make_latents(config: EncodeConfig, models: Models, target: Target, planned: Plan, videos: str) -> Progress:
-    sizes = shard_sizes(planned)
+def _make_latents(
+    config: EncodeConfig, models: Models, target: Target, planned: Plan, sizes: Sizes, videos: str
+) -> Progress:
     done = _committed(target.dataset, LATENTS, sizes)
     left = {shard: clips for shard, clips in sizes.items() if shard not in done}
     make_worker = partial(LatentWorker, config.vae, models.vae, target, config.runtime.threads)
     return _make(config, target.column, left, shard_plans(planned.parts(), videos, done), make_worker)
 
 
-def _make_text(config: EncodeConfig, models: Models, target: Target, planned: Plan) -> Progress:
-    left = text_left(target.dataset, target.column, planned)
+def _make_text(config: EncodeConfig, models: Models, target: Target, left: Sizes) -> Progress:
     plans = (ShardPlan(Bucket.parse(bucket), number, ()) for bucket, number in left)
     reuse = {bucket: _same_encoder(target, bucket) for bucket in target.fingerprints}
     make_worker = partial(TextWorker, config.text_encoder, models.text, target, reuse, config.runtime.threads)
@@ -161,10 +173,9 @@ def _make_text(config: EncodeConfig, models: Models, target: Target, planned: Pl
     return _make(config, target.column, left, plans, make_worker)
 
 
-def text_left(root: storage.Place, column: str, planned: Plan) -> dict[tuple[str, int], int]:
+def text_left(root: storage.Place, column: str, sizes: Sizes, outcomes: Outcomes) -> Sizes:
     """The shards that have latents and no text in a column yet, and the written clips of each."""
-    sizes = shard_sizes(planned)
-    outcomes, done = read_outcomes(root, sizes), _committed(root, column, sizes)
+    done = _committed(root, column, sizes)
     return {shard: clips - len(outcomes[shard]) for shard, clips in sizes.items() if shard in outcomes.keys() - done}
 
 
@@ -185,14 +196,14 @@ def _committed(root: storage.Place, column: str, shards: Iterable[tuple[str, int
 def _make(
     config: EncodeConfig,
     column: str,
-    left: dict[tuple[str, int], int],
+    left: Sizes,
     plans: Iterable[ShardPlan],
     make_worker: Callable[[], Worker],
 ) -> Progress:
     """Make the shards of a column that are not committed. ``left``: the clips of each."""
     progress = Progress(column, sum(left.values()), len(left), execute.places(config.runtime))
     with progress:
-        for report in execute.run_shards(make_worker, plans, config.runtime, config.decoder):
+        for report in execute.run_shards(make_worker, plans, config.runtime, config.decoder, progress.watch):
             progress.add(report)
             _check_failures(progress.statuses, config.max_failed_share)
     return progress
@@ -209,9 +220,8 @@ def _check_failures(statuses: Counter[str], max_failed_share: float) -> None:
         )
 
 
-def _finish(root: storage.Place, planned: Plan, made: Sequence[Progress], started: float) -> dict[str, Any]:
+def _finish(root: storage.Place, totals: Totals, made: Sequence[Progress], started: float) -> dict[str, Any]:
     """Make the index and the manifest, and tell what there is."""
-    totals = counts(planned, read_outcomes(root, shard_sizes(planned)))
     manifest = compact(root, asdict(totals))
     columns = [column for bucket in manifest.buckets.values() for column in bucket.columns.values()]
     latents = sum((progress.statuses for progress in made if progress.column == LATENTS), Counter[str]())

@@ -3,10 +3,10 @@
 import resource
 import shutil
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,19 @@ from shards.schema import Bucket, text_column
 from stages import execute
 from stages.captions import Captions
 from stages.columns import device, dtype
-from stages.encode import output_of, plan_rows, read_outcomes, rejects_of, shard_sizes, text_left
+from stages.encode import (
+    SHARD_FIELDS,
+    Sizes,
+    output_of,
+    plan_rows,
+    read_outcomes,
+    rejects_of,
+    shard_sizes,
+    text_left,
+)
 from stages.encode_config import EncodeConfig, Models, read_rows
 from stages.planning.plan import Plan, ShardPlan, counts, shard_plans
+from stages.timing import timed
 
 SECONDS = 1.0  # for each thing that is timed, at least
 CLIPS = 16  # of the first shard, that are decoded and whose captions are encoded
@@ -32,7 +42,7 @@ CLIPS = 16  # of the first shard, that are decoded and whose captions are encode
 def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
     """What ``encode`` would do, in a few lines; writes nothing but rendered shapes.
 
-    Times are measured on this machine's device with a few of the clips, and hold for a machine like it.
+    Times and memory are those of one worker with a few of the clips, and hold for machines like its own.
     """
     config = config.located()
     models = Models.of(config)
@@ -40,10 +50,11 @@ def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
     root = storage.place(output_of(config))
     with tempfile.TemporaryDirectory() as folder, execute.running(config.runtime):
         planned = Plan(folder, before=Plan(root))
-        for part in plan_rows(root, rows, videos, config, planned, retry):
-            planned.append(part)
-        sizes = shard_sizes(planned)
+        sizes = shard_sizes(planned.parts(SHARD_FIELDS))
         outcomes = read_outcomes(root, sizes)
+        for part in plan_rows(rows, videos, config, planned, outcomes, retry):
+            planned.append(part)
+            sizes |= shard_sizes([part])
         totals = counts(planned, outcomes)
         lines = [
             f"{totals.rows} rows: {totals.pending} clips to encode, {totals.written} written, {totals.filtered} "
@@ -63,52 +74,78 @@ def describe_text(config: EncodeConfig) -> str:
     captions = config.text_encoder.captions
     if captions:
         Captions(captions)  # raises ConfigError unless it is what it should be
-    left = text_left(root, column, Plan(root))
+    sizes = shard_sizes(Plan(root).parts(SHARD_FIELDS))
+    left = text_left(root, column, sizes, read_outcomes(root, sizes))
     return f"{sum(left.values())} captions of {len(left)} shards to encode into {column}"
 
 
 @dataclass(frozen=True)
-class _Speeds:
-    """pixels_per_s: of the VAE. decode_s: of one clip, in one process. tokens: of a caption, on average.
+class _VaeSpeed:
+    """Of one worker. pixels_per_s: of frames. peak_gb: of the memory of its ``device``."""
 
-    peak_gb: of a worker's memory.
-    """
-
+    device: str
     pixels_per_s: float
-    decode_s: float
+    peak_gb: float
+
+
+@dataclass(frozen=True)
+class _TextSpeed:
+    """Of one worker. tokens: of a caption, on average."""
+
     captions_per_s: float
     tokens: float
     peak_gb: float
 
 
+@dataclass(frozen=True)
+class _Speeds:
+    """decode_s: of one clip, in one process."""
+
+    decode_s: float
+    vae: _VaeSpeed
+    text: _TextSpeed
+
+
 def _measure(config: EncodeConfig, shard: ShardPlan) -> _Speeds:
     """With the first clips of a shard."""
-    torch.set_num_threads(config.runtime.threads)
     clips = shard.clips[:CLIPS]
     some = ShardPlan(shard.bucket, shard.number, clips)
-    decoding_s, _ = _timed(lambda: list(execute.DecodeAhead(config.runtime, config.decoder).frames_of(some)))
-
-    vae = FrozenVAE.load(config.vae.name, device(), dtype(config.vae.precision), config.vae.batch_frames)
-    batch = np.zeros((config.vae.batch_frames, shard.bucket.height, shard.bucket.width, 3), np.uint8)
-    vae_s, _ = _timed(lambda: vae.encode(batch))
-
-    text = config.text_encoder
-    encoder = TextEncoder.load(text.name, device(), dtype(text.precision), text.max_tokens, text.batch_captions)
-    captions = [clip.caption for clip in clips]
-    text_s, embeddings = _timed(lambda: encoder.encode(captions))
+    decoding_s, _ = timed(lambda: list(execute.DecodeAhead(config.runtime, config.decoder).frames_of(some)), SECONDS)
     return _Speeds(
-        pixels_per_s=batch.size / 3 / vae_s,
         decode_s=decoding_s * min(len(clips), execute.decoders()) / len(clips),
-        captions_per_s=len(clips) / text_s,
-        tokens=float(np.mean([len(embedding) for embedding in embeddings])),
-        peak_gb=_peak_gb(),
+        vae=execute.in_worker(partial(_measure_vae, config, shard.bucket)),
+        text=execute.in_worker(partial(_measure_text, config, [clip.caption for clip in clips])),
     )
 
 
+def _measure_vae(config: EncodeConfig, bucket: Bucket) -> _VaeSpeed:
+    """In a process that does what a worker does."""
+    torch.set_num_threads(config.runtime.threads)
+    settings = config.vae
+    vae = FrozenVAE.load(settings.name, device(), dtype(settings.precision), settings.batch_frames)
+    batch = np.zeros((settings.batch_frames, bucket.height, bucket.width, 3), np.uint8)
+    if settings.precision != "fp32":  # with which a worker compares its first frames
+        FrozenVAE.load(settings.name, device(), torch.float32, settings.batch_frames).encode(batch)
+    seconds, _ = timed(lambda: vae.encode(batch), SECONDS)
+    return _VaeSpeed(device().type, batch.size / 3 / seconds, _peak_gb())
+
+
+def _measure_text(config: EncodeConfig, captions: list[str]) -> _TextSpeed:
+    """In a process that does what a worker does."""
+    torch.set_num_threads(config.runtime.threads)
+    settings = config.text_encoder
+    encoder = TextEncoder.load(
+        settings.name, device(), dtype(settings.precision), settings.max_tokens, settings.batch_captions
+    )
+    seconds, embeddings = timed(lambda: encoder.encode(captions), SECONDS)
+    tokens = float(np.mean([len(embedding) for embedding in embeddings]))
+    return _TextSpeed(len(captions) / seconds, tokens, _peak_gb())
+
+
 def _peak_gb() -> float:
-    """Of the GPU's memory, or of this process where there is none; both models are in it at once."""
+    """Of the GPU's memory that this process took, or of its own where there is none."""
     if device().type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
+        return torch.cuda.max_memory_reserved() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux counts in KiB
 
 
@@ -121,17 +158,7 @@ def _free_bytes(output: str) -> int | None:
     return shutil.disk_usage(there).free
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """The seconds that one call takes once it is warm, and what it gives."""
-    result = work()
-    calls, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < SECONDS:
-        work()
-        calls += 1
-    return seconds / calls, result
-
-
-def _estimate(config: EncodeConfig, models: Models, left: dict[tuple[str, int], int], speeds: _Speeds) -> list[str]:
+def _estimate(config: EncodeConfig, models: Models, left: Sizes, speeds: _Speeds) -> list[str]:
     """Bytes of each bucket, and hours: decoding and the VAE run side by side, then comes the text."""
     clips_of: Counter[str] = Counter()
     for (name, _), clips in left.items():
@@ -141,7 +168,7 @@ def _estimate(config: EncodeConfig, models: Models, left: dict[tuple[str, int], 
     lines, whole = [], 0.0
     for bucket, clips in sorted(buckets.items()):
         latents = clips * sample_bytes(bucket, models.vae) * (2 if config.vae.store_std else 1)
-        text = clips * speeds.tokens * models.text["dim"] * 2
+        text = clips * speeds.text.tokens * models.text["dim"] * 2
         shards = sum(name == bucket.name for name, _ in left)
         lines.append(
             f"  {bucket}: {clips} clips ({clips / total:.0%}) in {shards} shards, {latents / 1e6:.1f} MB of latents, "
@@ -150,20 +177,21 @@ def _estimate(config: EncodeConfig, models: Models, left: dict[tuple[str, int], 
         whole += latents + text
     places, decoders = execute.places(config.runtime), execute.decoders()
     pixels = sum(clips * bucket.frames * bucket.height * bucket.width for bucket, clips in buckets.items())
-    vae_s, decoding_s = pixels / speeds.pixels_per_s / places, total * speeds.decode_s / decoders
-    text_s = total / speeds.captions_per_s / places
+    vae_s, decoding_s = pixels / speeds.vae.pixels_per_s / places, total * speeds.decode_s / decoders
+    text_s = total / speeds.text.captions_per_s / places
     std = "" if config.vae.store_std else "; vae.store_std=true would double the latents"
-    memory = "GPU memory" if device().type == "cuda" else "memory"
+    memory = "GPU memory" if speeds.vae.device == "cuda" else "memory"
     window_gb = config.runtime.decode_window_mb / 1e3
     free = _free_bytes(config.output)
     full = f": DOES NOT FIT, {free / 1e9:.2f} GB are free" if free is not None and free < whole else ""
     return [
         *lines,
-        f"  {whole / 1e9:.2f} GB in all, with {speeds.tokens:.1f} tokens a caption{std}{full}",
-        f"  a worker: {speeds.peak_gb:.1f} GB of {memory}, and {window_gb:.2f} GB for its frames in Ray's object store",
-        f"  about {_duration(max(vae_s, decoding_s) + text_s)} on this machine's {device().type}: "
-        f"VAE {_duration(vae_s)} and text {_duration(text_s)} with {places} workers, "
-        f"decoding {_duration(decoding_s)} beside the VAE with {decoders} processes",
+        f"  {whole / 1e9:.2f} GB in all, with {speeds.text.tokens:.1f} tokens a caption{std}{full}",
+        f"  a worker, at its peak: {speeds.vae.peak_gb:.2f} GB of {memory} for latents, {speeds.text.peak_gb:.2f} GB "
+        f"for text; and {window_gb:.2f} GB for its frames in Ray's object store",
+        f"  about {_duration(max(vae_s, decoding_s) + text_s)}: VAE {_duration(vae_s)} and text {_duration(text_s)} "
+        f"with {places} workers as measured here (on {speeds.vae.device}), decoding {_duration(decoding_s)} beside "
+        f"the VAE with {decoders} processes",
     ]
 
 

@@ -6,14 +6,16 @@ node or alone, is replaced and its work redone; commits make that harmless.
 """
 
 import logging
+import math
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -32,7 +34,12 @@ if TYPE_CHECKING:  # the decode processes load no torch
 DECODES_A_PROCESS = 500  # then Ray starts a fresh one: decoders leak
 TASK_BYTES = 32_000_000  # of frames that one task decodes, at most
 PROBES_A_TASK, PROBE_TASKS_AHEAD = 16, 64
+WATCH_S = 1.0
+_WATCH = "watch"
 TRANSIENT = ("timeout", "io_error", "decoder_crash")
+
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -100,14 +107,34 @@ def places(runtime: RuntimeConfig) -> int:
     return runtime.actors or gpus() or 1
 
 
+def in_worker(work: Callable[[], _Found]) -> _Found:
+    """What ``work`` gives in a process of its own with what an actor has: a GPU, where there are any."""
+    task: Any = ray.remote(num_gpus=1 if gpus() else 0, num_cpus=0, max_calls=1)(_call)
+    try:
+        return ray.get(task.remote(work))
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def _call(work: Callable[[], _Found]) -> _Found:
+    return work()
+
+
 def run_shards(
-    make_worker: Callable[[], Worker], plans: Iterable[ShardPlan], runtime: RuntimeConfig, decoder: Decoder
+    make_worker: Callable[[], Worker],
+    plans: Iterable[ShardPlan],
+    runtime: RuntimeConfig,
+    decoder: Decoder,
+    watch: Callable[[int], object] = lambda clips: None,
 ) -> Iterator["ShardReport"]:
     """Make every shard, on as many actors as there are places for; reports come as shards are finished.
 
+    ``watch`` is told between them how many clips of unfinished shards have been decoded and taken.
+
     Raises WorkError when a shard's actor died ``attempts`` times, and whatever ``make_shard`` raised.
     """
-    actor_type: Any = ray.remote(num_gpus=1 if gpus() else 0, num_cpus=0, scheduling_strategy="SPREAD")(_ShardActor)
+    options: dict[str, Any] = {"scheduling_strategy": "SPREAD", "concurrency_groups": {_WATCH: 1}}
+    actor_type: Any = ray.remote(num_gpus=1 if gpus() else 0, num_cpus=0, **options)(_ShardActor)
     todo = (_Job(plan) for plan in plans)
     running: dict[Any, _Lane] = {}
 
@@ -120,7 +147,11 @@ def run_shards(
     for _ in range(places(runtime)):
         begin(next(todo, None), next(todo, None))
     while running:
-        (done,), _ = ray.wait(list(running))
+        finished, _ = ray.wait(list(running), timeout=WATCH_S)
+        if not finished:
+            watch(_taken(running.values()))
+            continue
+        (done,) = finished
         lane = running.pop(done)
         try:
             yield ray.get(done)
@@ -156,6 +187,17 @@ class _Lane:
     actor: Any
     job: _Job
     following: _Job | None
+    taken: int = 0  # clips of the shard, when it was last asked
+
+
+def _taken(lanes: Collection[_Lane]) -> int:
+    """How many clips of the shards that are being made were taken; of an actor that is silent, when last it was not."""
+    asked = {lane.actor.taken.remote(): lane for lane in lanes}
+    answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=WATCH_S)
+    for answer in answers:
+        with suppress(RayError):  # it died, as its shard will tell
+            asked[answer].taken = ray.get(answer)
+    return sum(lane.taken for lane in lanes)
 
 
 def _steal(lanes: Iterable[_Lane]) -> _Job | None:
@@ -172,11 +214,22 @@ class _ShardActor:
         self._make_worker = make_worker
         self._worker: Worker | None = None
         self._ahead = DecodeAhead(runtime, decoder)
+        self._taken = 0
 
     def make(self, plan: ShardPlan, following: ShardPlan | None) -> "ShardReport":
+        self._taken = 0
         if self._worker is None:  # here, not above: what a method raises reaches the driver as it is
             self._worker = self._make_worker()
-        return self._worker.make_shard(plan, self._ahead.frames_of(plan, following))
+        return self._worker.make_shard(plan, self._counted(self._ahead.frames_of(plan, following)))
+
+    def _counted(self, decoded: "Decoded") -> "Decoded":
+        for frames in decoded:
+            self._taken += 1
+            yield frames
+
+    @ray.method(concurrency_group=_WATCH)  # answers while a shard is made
+    def taken(self) -> int:
+        return self._taken
 
 
 class DecodeAhead:
@@ -184,7 +237,7 @@ class DecodeAhead:
 
     def __init__(self, runtime: RuntimeConfig, decoder: Decoder):
         self._runtime = runtime
-        self._decoder = decoder
+        self._read = partial(frames_of, timeout_s=runtime.clip_timeout_s, decoder=decoder)
         self._submitted: deque[tuple[DecodeJob, Any, int]] = deque()  # the last: how often it is tried again
 
     def frames_of(self, plan: ShardPlan, following: ShardPlan | None = None) -> Iterator[Frames | DecodeError]:
@@ -213,33 +266,48 @@ class DecodeAhead:
 
     def _start(self, group: list[DecodeJob]) -> list[Any]:
         task = _decode.options(num_returns=len(group))
-        references: Any = task.remote(group, self._runtime.clip_timeout_s, self._decoder)
+        references: Any = task.remote(self._read, group, self._runtime.clip_timeout_s)
         return references if len(group) > 1 else [references]
 
     def _result(self, job: DecodeJob, reference: Any, again: int) -> Frames | DecodeError:
-        outcome = _outcome(reference, job.clip.source)
+        source = job.clip.source
+        try:
+            outcome = ray.get(reference)
+        except RayError as error:
+            outcome = _crash(error, source)
         for _ in range(again):
             if not (isinstance(outcome, DecodeError) and outcome.reason in TRANSIENT):
                 break
-            (reference,) = self._start([job])
-            outcome = _outcome(reference, job.clip.source)
+            outcome = _alone(self._read, job, source, self._runtime.clip_timeout_s)
         return outcome
 
 
-def _outcome(reference: Any, source: str) -> Any:
-    """What a task gave, or the DecodeError of the file that ended it."""
+def _crash(error: RayError, source: str) -> DecodeError:
+    """For the file that ended a process; or its node is gone, or its memory ran out."""
+    return DecodeError("decoder_crash", f"{type(error).__name__} on {source}")
+
+
+def _alone(read: Callable[[_Item], _Found], item: _Item, source: str, timeout_s: float) -> _Found | DecodeError:
+    """What ``read`` gives for one item in a task of its own, or why it does not.
+
+    All that is seen of a process that hung is that it ended, as of one that crashed: the time tells them apart.
+    """
+    signs: Any = _read_alone.remote(read, item, timeout_s)
+    began = math.inf
     try:
-        return ray.get(reference)
-    except RayError as error:  # a crash, a node that is gone, memory that ran out: its process ended
-        return DecodeError("decoder_crash", f"{type(error).__name__} on {source}")
+        ray.get(next(signs))
+        began = time.monotonic()
+        return ray.get(next(signs))
+    except RayError as error:
+        if time.monotonic() - began > timeout_s:
+            return DecodeError("timeout", f"its decoder heeded no {timeout_s:g} s and was ended, on {source}")
+        return _crash(error, source)
 
 
 def probe(rows: Iterator[Row], videos: str, runtime: RuntimeConfig) -> Iterator[VideoInfo | DecodeError]:
     """What the file of each row is, in order; found out by tasks, some ahead."""
     pending: deque[tuple[list[Row], Any]] = deque()
-
-    def start(batch: list[Row]) -> Any:
-        return _probe.remote(batch, videos, runtime.clip_timeout_s)
+    read = partial(probe_row, videos_folder=videos)
 
     def results() -> Iterator[VideoInfo | DecodeError]:
         batch, reference = pending.popleft()
@@ -247,11 +315,10 @@ def probe(rows: Iterator[Row], videos: str, runtime: RuntimeConfig) -> Iterator[
             yield from ray.get(reference)
         except RayError:  # a file that ended the process costs no other
             for row in batch:
-                alone = _outcome(start([row]), row.source)
-                yield alone if isinstance(alone, DecodeError) else alone[0]
+                yield _alone(read, row, row.source, runtime.clip_timeout_s)
 
     while batch := list(islice(rows, PROBES_A_TASK)):
-        pending.append((batch, start(batch)))
+        pending.append((batch, _probe.remote(read, batch, runtime.clip_timeout_s)))
         if len(pending) == PROBE_TASKS_AHEAD:
             yield from results()
     while pending:
@@ -259,12 +326,21 @@ def probe(rows: Iterator[Row], videos: str, runtime: RuntimeConfig) -> Iterator[
 
 
 @ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
-def _probe(rows: list[Row], videos: str, timeout_s: float) -> list[VideoInfo | DecodeError]:
-    return each(partial(probe_row, videos_folder=videos), rows, timeout_s)
+def _probe(
+    read: Callable[[Row], VideoInfo | DecodeError], rows: list[Row], timeout_s: float
+) -> list[VideoInfo | DecodeError]:
+    return each(read, rows, timeout_s)
 
 
 @ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0)
-def _decode(group: list[DecodeJob], timeout_s: float, decoder: Decoder) -> Any:
+def _decode(read: Callable[[DecodeJob], Frames], group: list[DecodeJob], timeout_s: float) -> Any:
     """The outcome of each; that itself of a single one, as Ray wants it."""
-    outcomes = each(partial(frames_of, timeout_s=timeout_s, decoder=decoder), group, timeout_s)
+    outcomes = each(read, group, timeout_s)
     return outcomes if len(outcomes) > 1 else outcomes[0]
+
+
+@ray.remote(num_cpus=1, max_calls=DECODES_A_PROCESS, max_retries=0, num_returns="streaming")
+def _read_alone(read: Callable[[Any], Any], item: Any, timeout_s: float) -> Iterator[Any]:
+    """None when it begins, then the outcome."""
+    yield None
+    yield from each(read, [item], timeout_s)

@@ -19,7 +19,7 @@ class Progress:
     def __init__(self, column: str, clips: int, shards: int, places: int):
         self.statuses: Counter[str] = Counter()
         self.column, self._clips, self._shards, self._places = column, clips, shards, places
-        self._done = 0
+        self._done = self._under_way = 0
         self._frames = self._reused = 0
         self._busy_s = self._wait_s = 0.0
 
@@ -31,6 +31,11 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._seconds = time.perf_counter() - self._started
         self._bar.close()
+
+    def watch(self, clips: int) -> None:
+        """How many clips of unfinished shards have come so far."""
+        self._under_way = clips
+        self._bar.update(self.statuses.total() + clips - self._bar.n)
 
     def add(self, report: ShardReport) -> None:
         self.statuses.update(report.statuses)
@@ -46,7 +51,7 @@ class Progress:
             f"waiting for frames {now['wait_share']:.0%}, rejected {now['reject_rate']:.1%}",
             refresh=False,
         )
-        self._bar.update(report.statuses.total())
+        self.watch(max(0, self._under_way - report.statuses.total()))
 
     def summary(self) -> dict[str, Any]:
         """reused: captions that another column, or a shard just before, had encoded.

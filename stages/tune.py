@@ -1,6 +1,5 @@
 """Which ``vae.batch_frames`` is the fastest here. It only tells: the number is part of a dataset's fingerprint."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from models.vae import FrozenVAE
 from stages.columns import device, dtype
 from stages.encode_config import EncodeConfig
 from stages.planning.plan import bucket_sizes
+from stages.timing import timed
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 SECONDS = 2.0  # for each of them
@@ -53,10 +53,6 @@ def _measure(vae: FrozenVAE, batch: np.ndarray) -> Speed:
     cuda = device().type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    vae.encode(batch)  # kernels are chosen at the first call
-    done, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < SECONDS:
-        vae.encode(batch)
-        done += len(batch)
+    seconds, _ = timed(lambda: vae.encode(batch), SECONDS)
     peak_gb = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
-    return Speed(vae.batch_frames, done / seconds, peak_gb)
+    return Speed(vae.batch_frames, len(batch) / seconds, peak_gb)

@@ -1,9 +1,14 @@
 """Fixtures and rules shared by all tests."""
 
+import logging
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from upath import UPath
+
+from tests import object_store
 
 NO_ASSETS = "set WISESORA_ASSETS to a folder of real clips to run this test"
 
@@ -17,6 +22,25 @@ def assets() -> Path:
     if not folder:
         pytest.skip(NO_ASSETS)
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    with object_store.s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket of a real S3 server, ``s3://NAME``."""
+    return object_store.new_bucket(endpoint, monkeypatch)
+
+
+@pytest.fixture
+def downloads(caplog: pytest.LogCaptureFixture) -> Callable[[UPath], int]:
+    """How often the server has sent a file."""
+    caplog.set_level(logging.INFO, "werkzeug")
+    return lambda path: sum(f"GET /{path.path} " in message for message in caplog.messages)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

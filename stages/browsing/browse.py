@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import xxhash
 import yaml
 
 from models.vae import vae_identity
@@ -31,7 +32,8 @@ PAGE, SETTINGS = "browse.html", "config.yaml"
 class BrowseConfig:
     """What is looked at.
 
-    shards: the dataset. output: where browse.html and summary.json go, outputs/browse/NAME of the dataset by default.
+    shards: the dataset. output: where browse.html and summary.json go, outputs/browse/FOLDER-HASH by default, which
+    no two datasets share.
     clips: how many are decoded back, as many from each bucket, picked by ``seed``. statistics_clips: how many
     have their latents added up. vae, videos: where these are now, if not where the dataset's config.yaml says.
     """
@@ -148,9 +150,11 @@ def _videos(config: BrowseConfig, dataset: Dataset, settings: dict[str, Any]) ->
 
 def _output(config: BrowseConfig, dataset: Dataset) -> str:
     """Where the page goes: never into the dataset, whose folders hold what its manifest names."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", dataset.manifest.name)
-    output = config.output or os.path.join("outputs", "browse", name)
-    inside, root = os.path.abspath(output), os.path.abspath(str(dataset.path))
+    root = os.path.abspath(str(dataset.path))
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", os.path.basename(root))
+    place = xxhash.xxh3_64_hexdigest(root.encode())[:8]  # another dataset may have that name elsewhere
+    output = config.output or os.path.join("outputs", "browse", f"{name}-{place}")
+    inside = os.path.abspath(output)
     if os.path.commonpath([inside, root]) == root:
         raise ConfigError(f"output={output} is inside the dataset {dataset.path}: give another folder")
     return output

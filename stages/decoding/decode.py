@@ -86,7 +86,7 @@ def decode_clip(
     undecodable    it is no video, or is damaged where it was read
     too_short      the last wanted frame lies beyond the last frame's end
     low_frame_rate frames would have to be repeated: see ``_check_rate``
-    timeout        it took longer than ``timeout_s``; checked between packets, see ``hard_deadline``
+    timeout        it took longer than ``timeout_s``; checked between packets; for what hangs see ``hard_deadline``
     """
     wanted_s = [start_s + index / fps for index in range(frames)]
     deadline = Deadline(timeout_s)

@@ -1,6 +1,6 @@
 """Small datasets made of random numbers, through the public entry points."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,6 @@ from shards import storage
 from shards.dataset import compact, create_dataset, ensure_fingerprint, write_null_text
 from shards.schema import LATENTS, MEAN, STD, TEXT, Bucket, Reject, Sample, make_key, text_column
 from shards.writer import write_shard
-from tests import object_store
 
 LATENTS_FINGERPRINT = {"schema_version": 1, "vae": {"weights_hash": "aa", "latent_channels": 4}, "fps": 8}
 TEXT_FINGERPRINT = {"schema_version": 1, "text_encoder": {"weights_hash": "bb", "dim": 6}}
@@ -89,15 +88,3 @@ def build(tmp_path: Path) -> Callable[..., storage.Place]:
         return root
 
     return build
-
-
-@pytest.fixture(scope="session")
-def endpoint() -> Iterator[str]:
-    with object_store.s3_server() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket of a real S3 server, ``s3://NAME``."""
-    return object_store.new_bucket(endpoint, monkeypatch)

@@ -5,19 +5,19 @@ import threading
 from pathlib import Path
 
 import pytest
+import xxhash
 from fsspec.registry import _registry
 
 from shards.errors import DatasetError
 from shards.storage import (
     OpenFiles,
     create_exclusive,
+    hash_of,
     list_folder,
-    local_copy,
     make_folder,
     open_read,
     place,
     read_into,
-    read_range,
     walk,
     write_whole,
 )
@@ -100,13 +100,6 @@ def test_of_several_creators_one_wins(tmp_path):
     assert list_folder(tmp_path) == ["a"]
 
 
-def test_a_range_ends_where_the_file_does(tmp_path):
-    (tmp_path / "a").write_bytes(bytes(range(100)))
-    assert read_range(tmp_path / "a", 10, 5) == bytes(range(10, 15))
-    assert read_range(tmp_path / "a", 95, 10) == bytes(range(95, 100))
-    assert read_range(tmp_path / "a", 200, 10) == b""
-
-
 def test_a_walk_follows_links_and_survives_loops(tmp_path):
     for name in ("b.mp4", "a/z.mp4", "a/.hidden/y", ".x", "c/d/e"):
         (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +113,9 @@ def test_a_walk_follows_links_and_survives_loops(tmp_path):
         walk(tmp_path / "none")  # at once, not at the first name
 
 
-def test_a_local_file_is_its_own_copy(tmp_path):
+def test_a_file_is_read_from_front_to_back(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"content")
-    with local_copy(tmp_path / "a.mp4") as copy:
-        assert copy == tmp_path / "a.mp4"
-    with open_read(str(copy)) as stream:
+    with open_read(str(tmp_path / "a.mp4")) as stream:
         assert stream.read() == b"content"
 
 
@@ -140,6 +131,14 @@ def test_buffers_are_filled_as_far_as_the_file_goes(tmp_path, monkeypatch):
             buffers = [bytearray(10), bytearray(0), memoryview(bytearray(20))]
             assert read_into(tmp_path / "a", offset, buffers) == count
             assert b"".join(buffers)[:count] == data[offset : offset + count]
+
+
+def test_a_file_is_hashed_whole_from_where_it_stands(tmp_path):
+    data = os.urandom(5 << 19)
+    (tmp_path / "a").write_bytes(data)
+    with open(tmp_path / "a", "rb") as file:
+        file.seek(3)
+        assert hash_of(file) == xxhash.xxh3_128_hexdigest(data[3:])
 
 
 def test_files_are_kept_open_up_to_a_limit(tmp_path):

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from tests.videos import numbered, write_video
 
 BUCKET = Bucket(32, 32, 4)
 ATTEMPTS = 2
+DECODERS = 2
 
 
 class Worker:
@@ -48,9 +51,21 @@ class Refusing:
         raise DatasetError(f"shard {plan.number} is not ours")
 
 
+class Slow(Worker):
+    """Goes on after its second clip when it is told to."""
+
+    def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
+        taken = [next(decoded), next(decoded)]
+        end = time.monotonic() + 30
+        while not (self.folder / "go").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return super().make_shard(plan, chain(taken, decoded))
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    with execute.running(RuntimeConfig()):
+    with execute.running(RuntimeConfig(decoders=DECODERS)):
         yield
 
 
@@ -80,6 +95,18 @@ def expected() -> dict[int, list[str]]:
 @pytest.mark.parametrize("window_mb", [256, 0])
 def test_every_clip_comes_in_order_or_says_why_not(window_mb: int, ray: None, plans: list[ShardPlan], tmp_path: Path):
     assert reports(partial(Worker, tmp_path), plans, window_mb) == expected()
+
+
+def test_the_clips_of_unfinished_shards_are_told(ray: None, plans: list[ShardPlan], tmp_path: Path) -> None:
+    told = []
+
+    def watch(clips: int) -> None:
+        told.append(clips)
+        if clips == 4:  # two of each actor
+            (tmp_path / "go").touch()
+
+    done = list(run_shards(partial(Slow, tmp_path), plans, RuntimeConfig(actors=2), "pyav", watch))
+    assert len(done) == 3 and 4 in told and max(told) <= 6
 
 
 def test_the_shard_of_a_worker_that_died_is_made_again(ray: None, plans: list[ShardPlan], tmp_path: Path) -> None:
@@ -117,6 +144,15 @@ def test_the_clips_of_the_next_shard_are_decoded_while_one_is_made(ray: None, pl
     waiting = list(ahead._submitted)
     assert [job.clip.key for job, *_ in waiting] == ["1a", "1b", "1c"]
     assert len(list(ahead.frames_of(plans[1]))) == 3 and not ahead._submitted
+
+
+@pytest.mark.parametrize(("read", "item", "reason"), [(time.sleep, 60, "timeout"), (os._exit, 1, "decoder_crash")])
+def test_what_hangs_and_what_crashes_are_told_apart(read: Callable, item: int, reason: str, ray: None) -> None:
+    timeout_s = 0.5
+    for _ in range(DECODERS):  # that it waits for a place is no time of its own
+        execute._decode.remote(time.sleep, [3 * timeout_s], 60)
+    found = execute._alone(read, item, "a.mp4", timeout_s)
+    assert isinstance(found, DecodeError) and (found.reason, "a.mp4" in str(found)) == (reason, True)
 
 
 def test_a_shard_that_was_not_announced_gets_its_own_clips(ray: None, plans: list[ShardPlan]) -> None:

@@ -222,6 +222,24 @@ def test_another_vae_is_refused(dataset: SmallDataset, tmp_path: Path, capsys: p
         browse(BrowseConfig(shards=str(dataset.path), output=str(dataset.path / "latents")))
 
 
+def test_by_default_each_dataset_has_a_page_of_its_own(
+    dataset: SmallDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    other = tmp_path / "elsewhere" / dataset.path.name
+    shutil.copytree(dataset.path, other)
+    pages = []
+    for folder, path in (
+        (tmp_path, str(dataset.path)),
+        (dataset.path.parent, dataset.path.name),
+        (tmp_path, f"{other}/"),
+    ):
+        monkeypatch.chdir(folder)
+        assert run(main, [path, "--dry-run"]) == 0
+        pages.append(capsys.readouterr().out.partition("the page: ")[2])
+    assert pages[0] == pages[1] != pages[2]
+    assert all(re.fullmatch(r"outputs/browse/shards-[0-9a-f]{8}/browse.html\n", page) for page in pages)
+
+
 def test_a_dry_run_writes_nothing(dataset: SmallDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(main, [str(dataset.path), "--dry-run", "clips=3", f"output={tmp_path / 'out'}"]) == 0
     assert "clips: 3" in (told := capsys.readouterr().out)
