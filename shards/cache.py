@@ -8,7 +8,7 @@ first. A file that is removed while another process reads it stays readable unti
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,13 +28,13 @@ class TarCache:
         self.folder, self.limit_bytes = Path(folder) if folder else default, limit_bytes
         storage.make_folder(self.folder)
 
-    def read_into(self, tar: Tar, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
+    def read_into(self, tar: Tar, offset: int, buffer: memoryview) -> int:
         """``storage.read_into`` from the local copy of a tar, which is fetched if it is not there."""
         copy = self._copy(tar)
         while True:
             with suppress(FileNotFoundError):  # it made room for another tar
                 os.utime(copy)  # read most recently
-                return storage.read_into(copy, offset, buffers)
+                return storage.read_into(copy, offset, buffer)
             self._fetch(tar)
 
     def damaged(self, tar: Tar) -> str:

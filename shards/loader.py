@@ -20,7 +20,19 @@ from shards.dataset import Dataset, require_equal
 from shards.errors import DatasetError
 from shards.memory import RecycledMemory
 from shards.order import SampleOrder
-from shards.schema import CHECKSUM, KEY, LATENTS, MEAN, STD, TEXT, Bucket, index_field, text_column
+from shards.schema import (
+    CHECKSUM,
+    KEY,
+    LATENTS,
+    LENGTH,
+    MEAN,
+    STD,
+    TEXT,
+    Bucket,
+    index_field,
+    record_layout,
+    text_column,
+)
 from shards.tars import TarsKeptOpen
 
 _OPEN_TARS = 128
@@ -52,7 +64,8 @@ class DataConfig:
 class Batch:
     """One rank's share of a step. b samples; T frames, C channels, h x w of the latents; L tokens, D wide.
 
-    The latents are as the VAE gives them, unscaled. Padding of the text is zero, and false in the mask.
+    The latents are as the VAE gives them, unscaled. Padding of the text is zero, and false in the mask. The arrays are
+    contiguous but for their first axis: they are views of the records as read.
     """
 
     step: int
@@ -149,40 +162,33 @@ class Loader:
         own = slice(self._rank * share, (self._rank + 1) * share)
         tokens = self._tokens(bucket, rows, columns)
         length = max(self._null_tokens, int(tokens.max()))  # of all ranks' texts
-        latents, keys = self._read_latents(bucket, rows[own])
-        text, mask = self._read_text(bucket, rows[own], columns[own], tokens[own], length)
+        rows, columns, tokens = rows[own], columns[own], tokens[own]
+        latents = self._dataset.layouts(bucket, rows[:1], LATENTS)[0]  # of all: one bucket holds one shape
+        text = record_layout(self._texts.columns[0], (length, self._width))
+        memory = [self._memory.empty_rows(share, layout.length) for layout in (latents, text)]
+        records = self._dataset.records(bucket, rows, LATENTS, memory[0])
+        keys = [record.key for record in records]
+        for number, column in enumerate(self._texts.columns):
+            places = np.flatnonzero(columns == number)
+            records += self._dataset.records(bucket, rows[places], column, [memory[1][place] for place in places])
+        self._dataset.read_records(records)
+        members = latents.members(memory[0]) | text.members(memory[1])
+        for place in np.flatnonzero(tokens < length).tolist():
+            members[TEXT][place, tokens[place] :] = 0
         return Batch(
             step=step,
             bucket=self._buckets[bucket],
             keys=keys,
             positions=positions[own],
-            mean=latents[MEAN],
-            std=latents.get(STD),
-            text=text,
-            text_mask=mask,
+            mean=members[MEAN],
+            std=members.get(STD),
+            text=members[TEXT],
+            text_mask=np.arange(length) < tokens[:, None],
         )
 
     def _tokens(self, bucket: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """The length of each sample's text, [B], in the column that was chosen for it."""
         return np.choose(columns, [self._dataset.shapes(bucket, name)[rows, 0] for name in self._texts.columns])
-
-    def _read_latents(self, bucket: str, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
-        shape = (len(rows), *self._dataset.shapes(bucket, LATENTS)[rows[0]].tolist())
-        members = {name: self._memory.empty(shape) for name in self._dataset.members(bucket, rows[0], LATENTS)}
-        return members, self._dataset.read_into(bucket, rows.tolist(), LATENTS, members)
-
-    def _read_text(
-        self, bucket: str, rows: np.ndarray, columns: np.ndarray, tokens: np.ndarray, length: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        text = self._memory.empty((len(rows), length, self._width))
-        mask = np.arange(length) < tokens[:, None]
-        for place in np.flatnonzero(tokens < length).tolist():
-            text[place, tokens[place] :] = 0
-        for number, column in enumerate(self._texts.columns):
-            places = np.flatnonzero(columns == number).tolist()
-            arrays = [text[place, : tokens[place]] for place in places]
-            self._dataset.read_into(bucket, rows[places].tolist(), column, {TEXT: arrays})
-        return text, mask
 
 
 class _Mixture:
@@ -205,6 +211,9 @@ def _check_latents(dataset: Dataset, bucket: str) -> None:
     if (shapes != shapes[:1]).any():
         found = np.unique(shapes, axis=0).tolist()
         raise DatasetError(f"{dataset.path / bucket / LATENTS} has samples of the shapes {found}, expected one")
+    lengths = dataset.index(bucket)[index_field(LATENTS, LENGTH)].to_numpy()
+    if (lengths != lengths[:1]).any():
+        raise DatasetError(f"{dataset.path / bucket / LATENTS} has {MEAN} and {STD} of some samples, {MEAN} of others")
 
 
 def _check_text(dataset: Dataset, bucket: str, column: str, first: str, width: int) -> None:

@@ -99,5 +99,6 @@ class FlowLoss:
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # contiguous, as a batch is not
+            tensor = pinned.copy_(tensor).to(self.device, non_blocking=True)
         return tensor.float()

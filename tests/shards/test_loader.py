@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset, write_null_text
+from shards.dataset import Dataset, compact, create_dataset, ensure_fingerprint, write_null_text
 from shards.errors import DatasetError, ShardError
 from shards.loader import Batch, DataConfig, Loader, selection_hash
 from shards.manifest import Manifest
 from shards.order import SampleOrder
 from shards.schema import LATENTS, MEAN, STD, TEXT, Bucket
+from shards.writer import write_shard
 
 SIZE, LONG = "64x64x8", "64x64x16"
 CONFIG = DataConfig(window_shards=2, prefetch_batches=3, read_threads=2)
@@ -162,6 +163,19 @@ def test_what_cannot_be_loaded_is_refused_at_once(build):
     (root / "null.text.wide.safetensors").rename(root / "null.text.other.safetensors")
     with pytest.raises(DatasetError, match="has no column text.other: found latents, text.t5, text.wide"):
         loader(root, config=replace(CONFIG, text="other"))
+
+
+def test_latents_of_which_some_have_no_std_are_refused(tmp_path, samples):
+    root = create_dataset(tmp_path / "mixed", "tests")
+    for column in (LATENTS, "text.t5"):
+        fingerprint_hash = ensure_fingerprint(root, Bucket.parse(SIZE), column, {})
+        for number in range(2):
+            found = samples(2, 2 * number, column=column, std=number == 1)
+            write_shard(root / SIZE / column, number, found, fingerprint_hash=fingerprint_hash)
+    write_null_text(root, "text.t5", np.zeros((1, 6), np.float16))
+    compact(root, {})
+    with pytest.raises(DatasetError, match="has mean.npy and std.npy of some samples, mean.npy of others"):
+        loader(root)
 
 
 def test_text_of_another_width_than_the_null_text_is_refused(build):
