@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards import storage
 from shards.dataset import Dataset, compact, create_dataset, ensure_fingerprint, write_null_text
 from shards.errors import DatasetError, ShardError
 from shards.loader import Batch, DataConfig, Loader, selection_hash
@@ -91,6 +92,21 @@ def test_starting_later_is_skipping(build):
     assert len(skipped) == 5
     for one, other in zip(skipped, sought, strict=True):
         assert_equal(one, other)
+
+
+def test_starting_later_reads_only_what_is_asked_for(build, monkeypatch):
+    root, read = build({SIZE: [5, 6], LONG: [9]}), []
+    original = storage.OpenFiles.read_into
+
+    def counted(files: storage.OpenFiles, path: Path, offset: int, buffer: memoryview) -> int:
+        read.append(len(buffer))
+        return original(files, path, offset, buffer)
+
+    opened = loader(root)
+    monkeypatch.setattr(storage.OpenFiles, "read_into", counted)
+    batches = list(opened.batches(1_000_000, 1_000_002))
+    assert len(read) == sum(2 * len(batch.keys) for batch in batches)  # latents and text of each sample
+    assert [batch.keys for batch in batches] == [opened.keys(step) for step in (1_000_000, 1_000_001)]
 
 
 @pytest.mark.parametrize(("prefetch", "threads"), [(1, 1), (9, 5)])
