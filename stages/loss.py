@@ -52,7 +52,7 @@ class FlowLoss:
         stats: LatentStats,
         null_text: torch.Tensor,  # [L0, D], all of it true tokens
         *,
-        frame_interval_s: float,
+        frame_interval_s: float,  # of the stored clips
         caption_dropout: float,
         seed: int,
         device: torch.device,
@@ -81,7 +81,7 @@ class FlowLoss:
             flow.timestep(sigma),
             text,
             mask,
-            frame_interval_s=self.frame_interval_s,
+            frame_interval_s=self.frame_interval_s * batch.frame_stride,
         )
         return flow.loss(predicted, flow.velocity(latents, noise)).mean()
 

@@ -34,8 +34,9 @@ class StepConfig:
 
     A step takes samples of one bucket. How many, of all ranks together, is either ``batch_size``, the same for every
     bucket, or follows from ``batch_tokens``: each bucket's batch is then the largest multiple of ``batch_multiple``
-    samples that has at most so many tokens, and at least that many samples. Neither depends on the number of ranks,
-    so that a run may go on with another number; ranks x gradient_accumulation must divide the batches.
+    samples that has at most so many tokens (of whole clips, see data.subclip_frames), and at least that many samples.
+    Neither depends on the number of ranks, so that a run may go on with another number; ranks x gradient_accumulation
+    must divide the batches.
     """
 
     steps: int = 1000
