@@ -59,6 +59,15 @@ def test_batches_hold_what_was_written(build, samples):
             assert not batch.text[place][~batch.text_mask[place]].any()
 
 
+def test_padding_is_zero_in_memory_that_is_taken_again(build):
+    seen = 0
+    for batch in loader(build({SIZE: [8, 8]})).batches(0, 40):  # none is kept
+        padding = batch.text[~batch.text_mask]
+        assert not padding.any()
+        seen += len(padding)
+    assert seen > 40
+
+
 def test_the_text_has_room_for_the_null_text(build):
     (batch,) = loader(build({SIZE: [5]}, null_tokens=9)).batches(0, 1)
     assert batch.text.shape == (4, 9, 6) and batch.text_mask.sum(axis=1).max() < 9
