@@ -33,9 +33,10 @@ class Record(NamedTuple):
     tar: Tar
     key: str
     offset: int
+    length: int
     checksum: int
-    layout: RecordLayout
     buffer: memoryview
+    layout: RecordLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,41 +151,30 @@ class Dataset:
 
     def read(self, bucket: Bucket | str, row: int, column: str) -> dict[str, np.ndarray]:
         """The members of one sample in one column: suffix (``mean.npy``) -> array. Raises as ``read_records`` does."""
-        layout = self.layouts(bucket, np.array([row]), column)[0]
+        layout = self.layout(bucket, row, column)
         memory = empty_rows(1, layout.length)
         self.read_records(self.records(bucket, np.array([row]), column, memory))
         return {suffix: array[0] for suffix, array in layout.members(memory).items()}
 
-    def layouts(self, bucket: Bucket | str, rows: np.ndarray, column: str) -> list[RecordLayout]:
-        """Where the members are in the records of some samples. Raises ShardError if no record is of such a length."""
+    def layout(self, bucket: Bucket | str, row: int, column: str) -> RecordLayout:
+        """Where the members are in the record of a sample."""
         found = self._column(bucket, column)
-        shapes, lengths = map(tuple, found.shape[rows].tolist()), found.length[rows].tolist()
-        layouts = [record_layout(column, shape, length) for shape, length in zip(shapes, lengths, strict=True)]
-        for place, (layout, length) in enumerate(zip(layouts, lengths, strict=True)):
-            if layout.length != length:
-                raise ShardError(
-                    f"{self.path / str(bucket) / column}: the record of {self.keys(bucket, rows[place:])[0]} is not of "
-                    f"this format: it has {length} bytes, expected {layout.length}"
-                )
-        return layouts
+        return record_layout(column, tuple(found.shape[row].tolist()), found.length.item(row))
 
     def records(
         self, bucket: Bucket | str, rows: np.ndarray, column: str, memory: Iterable[np.ndarray]
     ) -> list[Record]:
         """The records of some samples, for ``read_records``, each with an array uint8 of at least its length."""
         opened, found = self._open(bucket), self._column(bucket, column)
-        layouts = self.layouts(bucket, rows, column)
+        looked_up = (opened.shard, found.offset, found.length, found.checksum, found.shape)
+        entries = zip(self.keys(bucket, rows), memory, *(values[rows].tolist() for values in looked_up), strict=True)
         return [
-            *map(
-                Record,
-                [found.tars[shard] for shard in opened.shard[rows].tolist()],
-                self.keys(bucket, rows),
-                found.offset[rows].tolist(),
-                found.checksum[rows].tolist(),
-                layouts,
-                [own.data[: layout.length] for own, layout in zip(memory, layouts, strict=True)],
+            Record(
+                found.tars[shard], key, offset, length, checksum,
+                own.data[:length], record_layout(column, tuple(shape), length),
             )
-        ]
+            for key, own, shard, offset, length, checksum, shape in entries
+        ]  # fmt: skip
 
     def read_records(self, records: Sequence[Record]) -> None:
         """Reads each record into its memory.
@@ -205,7 +195,12 @@ class Dataset:
         return count, xxhash.xxh3_64_intdigest(record.buffer)
 
     def _check(self, record: Record, count: int, checksum: int) -> None:
-        tar, length = record.tar, record.layout.length
+        tar, length = record.tar, record.length
+        if length != record.layout.length:
+            raise ShardError(
+                f"{tar.path}: the record of {record.key} is not of this format: it has {length} bytes, "
+                f"expected {record.layout.length}"
+            )
         if count != length:
             raise ShardError(
                 f"{tar.path}: the record of {record.key} is cut, {count} of {length} bytes are there: "

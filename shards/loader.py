@@ -189,7 +189,7 @@ class Loader:
         self, bucket: str, rows: np.ndarray, columns: np.ndarray, length: int
     ) -> tuple[list[str], dict[str, np.ndarray]]:
         """The keys of some samples, and suffix -> array [b, ...]; what follows a text is undefined."""
-        latents = self._dataset.layouts(bucket, rows[:1], LATENTS)[0]  # of all of them: a bucket has one
+        latents = self._dataset.layout(bucket, rows.item(0), LATENTS)  # of all of them: a bucket has one
         text = record_layout(self._texts.columns[0], (length, self._width))
         memory, text_memory = (self._memory.empty_rows(len(rows), layout.length) for layout in (latents, text))
         records = self._dataset.records(bucket, rows, LATENTS, memory)
