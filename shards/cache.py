@@ -10,7 +10,7 @@ closes it.
 import fcntl
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -81,13 +81,13 @@ class TarCache(FileCache):
         default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wisesora"
         super().__init__(Path(folder) if folder else default, limit_bytes)
 
-    def read_into(self, tar: Tar, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
+    def read_into(self, tar: Tar, offset: int, buffer: memoryview) -> int:
         """``storage.read_into`` from the local copy of a tar, which is fetched if it is not there."""
         copy = self._copy(tar)
         while True:
             with suppress(FileNotFoundError):  # it made room for another tar
                 os.utime(copy)  # read most recently
-                return storage.read_into(copy, offset, buffers)
+                return storage.read_into(copy, offset, buffer)
             assert isinstance(tar.path, UPath)
             self._fetch(tar.path, copy, tar.bytes, lambda fetched: _check(tar, fetched))
 

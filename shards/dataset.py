@@ -1,28 +1,42 @@
 """Opening a dataset and reading any sample of it, checked.
 
 Only the manifest and the indexes are read to open one; nothing is listed. Reading a sample is one positioned
-read of its record, straight into the arrays that are given out, whose checksum is compared with the index first.
+read of its record, whole, whose checksum is compared with the index; the arrays given out are views of it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from shards import storage
 from shards.bucket_index import OpenBucket, Records, open_bucket
 from shards.compaction import compact
 from shards.errors import DatasetError, ShardError
 from shards.manifest import MANIFEST, Manifest, create_dataset, ensure_fingerprint, read_header, require_equal
+from shards.memory import empty_rows
 from shards.null_text import null_text_bytes, null_text_path, parse_null_text
-from shards.schema import LATENTS, Bucket, RecordBuffers, empty_members, record_members
+from shards.schema import LATENTS, Bucket, RecordLayout, record_layout
 from shards.tars import RESTORE, Tar, Tars, TarsInPlace
 
 _Value = TypeVar("_Value")
 
 __all__ = ["Dataset", "compact", "create_dataset", "ensure_fingerprint", "require_equal", "write_null_text"]
+
+
+class Record(NamedTuple):
+    """A record to read: where it is, what the index says of it, and where its bytes go."""
+
+    tar: Tar
+    key: str
+    offset: int
+    length: int
+    checksum: int
+    buffer: memoryview
+    layout: RecordLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +127,10 @@ class Dataset:
         """The shape of each sample's arrays in a column, [rows, axes] int32."""
         return self._column(bucket, column).shape
 
-    def keys(self, bucket: Bucket | str, rows: Iterable[int]) -> list[str]:
+    def keys(self, bucket: Bucket | str, rows: np.ndarray) -> list[str]:
         """The keys of some samples of a bucket."""
         keys = self._open(bucket).keys
-        return [keys[row].as_py() for row in rows]
+        return [keys[row].as_py() for row in rows.tolist()]
 
     def null_text(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """The embedding of the empty caption, [L, D] float16, and its mask, [L] bool."""
@@ -131,62 +145,73 @@ class Dataset:
             ) from error
         return embedding, mask
 
-    def members(self, bucket: Bucket | str, row: int, column: str) -> list[str]:
-        """What one sample holds in one column: suffixes such as ``mean.npy``."""
-        found = self._column(bucket, column)
-        return record_members(column, tuple(found.shape[row].tolist()), int(found.length[row]))
-
     def read(self, bucket: Bucket | str, row: int, column: str) -> dict[str, np.ndarray]:
-        """The members of one sample in one column: suffix (``mean.npy``) -> array. Raises as ``read_into`` does."""
-        shape = tuple(self.shapes(bucket, column)[row].tolist())
-        members = {suffix: empty_members((1, *shape)) for suffix in self.members(bucket, row, column)}
-        self.read_into(bucket, [row], column, members)
-        return {suffix: array[0] for suffix, array in members.items()}
+        """The members of one sample in one column: suffix (``mean.npy``) -> array. Raises as ``read_records`` does."""
+        layout = self.layout(bucket, row, column)
+        memory = empty_rows(1, layout.length)
+        self.read_records(self.records(bucket, np.array([row]), column, memory))
+        return {suffix: array[0] for suffix, array in layout.members(memory).items()}
 
-    def read_into(
-        self, bucket: Bucket | str, rows: Sequence[int], column: str, members: Mapping[str, Iterable[np.ndarray]]
-    ) -> list[str]:
-        """Reads samples into arrays: suffix -> one of each row's shape, C-contiguous, float16. Returns their keys.
+    def layout(self, bucket: Bucket | str, row: int, column: str) -> RecordLayout:
+        """Where the members are in the record of a sample."""
+        found = self._column(bucket, column)
+        return record_layout(column, tuple(found.shape[row].tolist()), found.length.item(row))
+
+    def records(
+        self, bucket: Bucket | str, rows: np.ndarray, column: str, memory: Iterable[np.ndarray]
+    ) -> list[Record]:
+        """The records of some samples, for ``read_records``, each with an array uint8 of at least its length."""
+        opened, found = self._open(bucket), self._column(bucket, column)
+        looked_up = (opened.shard, found.offset, found.length, found.checksum, found.shape)
+        entries = zip(self.keys(bucket, rows), memory, *(values[rows].tolist() for values in looked_up), strict=True)
+        return [
+            Record(
+                found.tars[shard], key, offset, length, checksum,
+                own.data[:length], record_layout(column, tuple(shape), length),
+            )
+            for key, own, shard, offset, length, checksum, shape in entries
+        ]  # fmt: skip
+
+    def read_records(self, records: Sequence[Record]) -> None:
+        """Reads each record into its memory.
 
         Raises ShardError, which names the tar and the key, if the bytes are not those that were written.
         """
-        opened, found, keys = self._open(bucket), self._column(bucket, column), self.keys(bucket, rows)
-        arrays = zip(*members.values(), strict=True)
-        # All are prepared before the first is read: a record's bytes push the interpreter out of the CPU's caches.
-        records = [
-            RecordBuffers(key, dict(zip(members, own, strict=True))) for key, own in zip(keys, arrays, strict=True)
-        ]
-        places = [(found.tars[opened.shard.item(row)], found.offset.item(row), found.length.item(row)) for row in rows]
-        checksums = [found.checksum.item(row) for row in rows]
-        for record, (tar, offset, length), checksum in zip(records, places, checksums, strict=True):
-            self._read_record(tar, offset, length, checksum, record)
-        return keys
+        # What is done between two of them is as little as can be: a record pushes all else out of the CPU's caches.
+        read = [self._fill(record) for record in records]
+        for record, (count, checksum) in zip(records, read, strict=True):
+            self._check(record, count, checksum)
 
-    def _read_record(self, tar: Tar, offset: int, length: int, expected: int, record: RecordBuffers) -> None:
-        if record.length != length:
-            raise ShardError(f"{tar.path}: the record of {record.key} is not of this format: it has {length} bytes")
-        self._fill(tar, offset, record)
-        checksum = record.checksum()
-        if checksum != expected:
-            raise ShardError(
-                f"{tar.path}: the record of {record.key} (bytes {offset} to {offset + length}) has the checksum "
-                f"{checksum:016x}, the index says {expected:016x}: the tar is damaged; {self._tars.damaged(tar)}"
-            )
+    def _fill(self, record: Record) -> tuple[int, int]:
+        """Reads a record; how many bytes there were, and the checksum."""
         try:
-            record.check()
-        except ValueError as error:
-            raise ShardError(f"{tar.path}: the record of {record.key} is not of this format: {error}") from error
-
-    def _fill(self, tar: Tar, offset: int, record: RecordBuffers) -> None:
-        try:
-            count = self._tars.read_into(tar, offset, record.buffers)
+            count = self._tars.read_into(record.tar, record.offset, record.buffer)
         except FileNotFoundError as error:
-            raise ShardError(f"{tar.path}, which holds {record.key}, does not exist: {RESTORE}") from error
-        if count != record.length:
+            raise ShardError(f"{record.tar.path}, which holds {record.key}, does not exist: {RESTORE}") from error
+        return count, xxhash.xxh3_64_intdigest(record.buffer)
+
+    def _check(self, record: Record, count: int, checksum: int) -> None:
+        tar, length = record.tar, record.length
+        if length != record.layout.length:
             raise ShardError(
-                f"{tar.path}: the record of {record.key} is cut, {count} of {record.length} bytes are there: "
+                f"{tar.path}: the record of {record.key} is not of this format: it has {length} bytes, "
+                f"expected {record.layout.length}"
+            )
+        if count != length:
+            raise ShardError(
+                f"{tar.path}: the record of {record.key} is cut, {count} of {length} bytes are there: "
                 f"{self._tars.damaged(tar)}"
             )
+        if checksum != record.checksum:
+            raise ShardError(
+                f"{tar.path}: the record of {record.key} (bytes {record.offset} to {record.offset + length}) has the "
+                f"checksum {checksum:016x}, the index says {record.checksum:016x}: the tar is damaged; "
+                f"{self._tars.damaged(tar)}"
+            )
+        try:
+            record.layout.check(record.key, record.buffer)
+        except ValueError as error:
+            raise ShardError(f"{tar.path}: the record of {record.key} is not of this format: {error}") from error
 
     def _column(self, bucket: Bucket | str, column: str) -> Records:
         return _find(self._open(bucket).columns, column, self.path, str(bucket), "column")

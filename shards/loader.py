@@ -20,7 +20,20 @@ from shards.dataset import Dataset, require_equal
 from shards.errors import DatasetError
 from shards.memory import RecycledMemory
 from shards.order import SampleOrder
-from shards.schema import CHECKSUM, KEY, LATENTS, MEAN, STD, TEXT, Bucket, index_field, text_column
+from shards.schema import (
+    CHECKSUM,
+    KEY,
+    LATENTS,
+    LENGTH,
+    MEAN,
+    STD,
+    TEXT,
+    Bucket,
+    index_field,
+    record_layout,
+    text_column,
+)
+from shards.subclip import Subclips
 from shards.tars import TarsKeptOpen
 
 _OPEN_TARS = 128
@@ -33,6 +46,8 @@ class DataConfig:
     shards: str = ""  # the dataset's folder, or its URL
     text: str | dict[str, float] = "t5"  # which text column: text.NAME; several by their shares: {t5: 0.7, short: 0.3}
     filter: str = ""  # train on the samples that hold it alone, such as aesthetic >= 4.75
+    strides: tuple[int, ...] = (1,)  # each step takes every n-th frame of its clips, with n drawn from these
+    subclip_frames: tuple[int, ...] = ()  # and so many frames of them, drawn from these; none: all that n leaves
     window_shards: int = 8  # samples are shuffled within this many shards
     prefetch_batches: int = 4  # read ahead of the step
     read_threads: int = 2
@@ -52,11 +67,13 @@ class DataConfig:
 class Batch:
     """One rank's share of a step. b samples; T frames, C channels, h x w of the latents; L tokens, D wide.
 
-    The latents are as the VAE gives them, unscaled. Padding of the text is zero, and false in the mask.
+    The latents are as the VAE gives them, unscaled. Padding of the text is zero, and false in the mask. The arrays are
+    contiguous but for their first axis: they are views of the records as read.
     """
 
     step: int
     bucket: Bucket
+    frame_stride: int  # from one frame to the next, in frames of the stored clip, which may be longer too
     keys: list[str]
     positions: np.ndarray  # [b] int64, unique in the whole training (see ``order.GlobalBatch``)
     mean: np.ndarray  # [b, T, C, h, w] float16
@@ -101,10 +118,13 @@ class Loader:
         self._config, self._order, self._rank, self._world = config, order, rank, world
         self._buckets = {name: Bucket.parse(name) for name in order.batch_size}
         self._texts = _Mixture(config.text_columns(), order.seed)
+        self._subclips = Subclips(config.strides, config.subclip_frames, order.seed)
         null, _ = dataset.null_text(self._texts.columns[0])
         self._null_tokens, self._width = null.shape
         for bucket in order.batch_size:
             _check_latents(dataset, bucket)
+            if not self._subclips.whole:
+                _check_frames(dataset, bucket)
             for column in self._texts.columns:
                 _check_text(dataset, bucket, column, self._texts.columns[0], self._width)
         self._memory = RecycledMemory()
@@ -148,41 +168,50 @@ class Loader:
         columns, share = self._texts.choose(positions), len(rows) // self._world
         own = slice(self._rank * share, (self._rank + 1) * share)
         tokens = self._tokens(bucket, rows, columns)
-        length = max(self._null_tokens, int(tokens.max()))  # of all ranks' texts
-        latents, keys = self._read_latents(bucket, rows[own])
-        text, mask = self._read_text(bucket, rows[own], columns[own], tokens[own], length)
-        return Batch(
-            step=step,
-            bucket=self._buckets[bucket],
-            keys=keys,
-            positions=positions[own],
-            mean=latents[MEAN],
-            std=latents.get(STD),
-            text=text,
-            text_mask=mask,
+        mask = np.arange(max(self._null_tokens, tokens.max())) < tokens[:, None]  # as long as the longest of all ranks
+        keys, members = self._read_members(bucket, rows[own], columns[own], mask.shape[1])
+        members[TEXT][~mask[own]] = 0
+        return self._cut(
+            Batch(
+                step=step,
+                bucket=self._buckets[bucket],
+                frame_stride=1,
+                keys=keys,
+                positions=positions[own],
+                mean=members[MEAN],
+                std=members.get(STD),
+                text=members[TEXT],
+                text_mask=mask[own],
+            )
         )
+
+    def _read_members(
+        self, bucket: str, rows: np.ndarray, columns: np.ndarray, length: int
+    ) -> tuple[list[str], dict[str, np.ndarray]]:
+        """The keys of some samples, and suffix -> array [b, ...]; what follows a text is undefined."""
+        latents = self._dataset.layout(bucket, rows.item(0), LATENTS)  # of all of them: a bucket has one
+        text = record_layout(self._texts.columns[0], (length, self._width))
+        memory, text_memory = (self._memory.empty_rows(len(rows), layout.length) for layout in (latents, text))
+        records = self._dataset.records(bucket, rows, LATENTS, memory)
+        keys = [record.key for record in records]
+        for number, column in enumerate(self._texts.columns):
+            places = np.flatnonzero(columns == number)
+            records += self._dataset.records(bucket, rows[places], column, [text_memory[place] for place in places])
+        self._dataset.read_records(records)
+        return keys, latents.members(memory) | text.members(text_memory)
+
+    def _cut(self, batch: Batch) -> Batch:
+        """The batch with as many frames as its step has, at that step's stride."""
+        stride, frames = self._subclips.shape(batch.step, batch.mean.shape[1])
+        if frames == batch.mean.shape[1]:
+            return batch
+        mean = self._subclips.cut(batch.mean, batch.positions, stride, frames)
+        std = None if batch.std is None else self._subclips.cut(batch.std, batch.positions, stride, frames)
+        return replace(batch, frame_stride=stride, mean=mean, std=std)
 
     def _tokens(self, bucket: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """The length of each sample's text, [B], in the column that was chosen for it."""
         return np.choose(columns, [self._dataset.shapes(bucket, name)[rows, 0] for name in self._texts.columns])
-
-    def _read_latents(self, bucket: str, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
-        shape = (len(rows), *self._dataset.shapes(bucket, LATENTS)[rows[0]].tolist())
-        members = {name: self._memory.empty(shape) for name in self._dataset.members(bucket, rows[0], LATENTS)}
-        return members, self._dataset.read_into(bucket, rows.tolist(), LATENTS, members)
-
-    def _read_text(
-        self, bucket: str, rows: np.ndarray, columns: np.ndarray, tokens: np.ndarray, length: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        text = self._memory.empty((len(rows), length, self._width))
-        mask = np.arange(length) < tokens[:, None]
-        for place in np.flatnonzero(tokens < length).tolist():
-            text[place, tokens[place] :] = 0
-        for number, column in enumerate(self._texts.columns):
-            places = np.flatnonzero(columns == number).tolist()
-            arrays = [text[place, : tokens[place]] for place in places]
-            self._dataset.read_into(bucket, rows[places].tolist(), column, {TEXT: arrays})
-        return text, mask
 
 
 class _Mixture:
@@ -205,6 +234,19 @@ def _check_latents(dataset: Dataset, bucket: str) -> None:
     if (shapes != shapes[:1]).any():
         found = np.unique(shapes, axis=0).tolist()
         raise DatasetError(f"{dataset.path / bucket / LATENTS} has samples of the shapes {found}, expected one")
+    lengths = dataset.index(bucket)[index_field(LATENTS, LENGTH)].to_numpy()
+    if (lengths != lengths[:1]).any():
+        raise DatasetError(f"{dataset.path / bucket / LATENTS} has {MEAN} and {STD} of some samples, {MEAN} of others")
+
+
+def _check_frames(dataset: Dataset, bucket: str) -> None:
+    """DatasetError unless each frame was encoded alone, so that a clip can be cut."""
+    factor = dataset.fingerprint(bucket, LATENTS)["vae"]["temporal_factor"]
+    if factor != 1:
+        raise DatasetError(
+            f"{dataset.path / bucket / LATENTS} holds {factor} frames in each latent, which cannot be cut: "
+            "leave data.strides and data.subclip_frames out"
+        )
 
 
 def _check_text(dataset: Dataset, bucket: str, column: str, first: str, width: int) -> None:

@@ -75,6 +75,18 @@ class SampleOrder:
             high *= 2
         return bisect.bisect_right(range(high), step, key=self._batches_before) - 1
 
+    def samples_before(self, step: int) -> int:
+        """How many samples, of all ranks, the steps before this one take, in time that does not grow with the step."""
+        epoch = self.epoch(step)
+        batches = {name: self._bucket_batches_before(name, epoch) for name in self.batch_size}
+        places = self._shuffled(epoch)[: step - sum(batches.values())]
+        place = 0
+        for name in self.batch_size:
+            end = place + self._bucket_batches_before(name, epoch + 1) - batches[name]
+            batches[name] += int(np.count_nonzero((place <= places) & (places < end)))
+            place = end
+        return sum(count * self.batch_size[name] for name, count in batches.items())
+
     def _batches_before(self, epoch: int) -> int:
         return sum(self._bucket_batches_before(name, epoch) for name in self.batch_size)
 
@@ -120,6 +132,15 @@ class SampleOrder:
         chosen = self._shards(bucket, number)[0][window * width : (window + 1) * width]
         rows = np.concatenate([np.arange(starts[shard], starts[shard] + counts[shard]) for shard in chosen])
         return rows[_permutation(len(rows), self.seed, "samples", bucket, number, window)]
+
+
+def batch_sizes(sample_tokens: Mapping[str, int], batch_tokens: int, multiple: int) -> dict[str, int]:
+    """The batch of each bucket: the most samples of ``sample_tokens`` each that have at most ``batch_tokens`` together.
+
+    It is a multiple of ``multiple``, and at least one, even if that has more tokens. The number of ranks is not asked
+    for, so that it changes neither the samples of a step nor their order.
+    """
+    return {name: max(batch_tokens // tokens // multiple, 1) * multiple for name, tokens in sample_tokens.items()}
 
 
 def _permutation(length: int, *key: int | str) -> np.ndarray:

@@ -11,7 +11,6 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +55,7 @@ _TEXT_ATTRIBUTES = [
 ]
 
 _BLOCK = 512  # of a tar, bytes
-_ALIGNMENT = 64  # of the memory that is read into, bytes
+_NPY_HEADER = 128  # bytes; numpy pads it so far for any shape of ours
 _NPY_VERSION = (1, 0)
 TAR_TRAILER = bytes(2 * _BLOCK)
 
@@ -186,61 +185,56 @@ def encode_record(sample: Sample) -> bytes:
     return b"".join(parts)
 
 
-def record_members(column: str, shape: tuple[int, ...], length: int) -> list[str]:
-    """The members of a record of ``length`` bytes whose arrays have this shape."""
-    header, padding = _frame(shape)
-    suffixes = [MEAN, STD] if column == LATENTS else [TEXT]
-    return suffixes[: length // (_BLOCK + len(header) + 2 * math.prod(shape) + padding)]
+@dataclass(frozen=True)
+class RecordLayout:
+    """Where the members are in the bytes of a record; one for all records whose arrays have this shape."""
 
+    suffixes: tuple[str, ...]
+    shape: tuple[int, ...]
 
-def empty_members(shape: tuple[int, ...]) -> np.ndarray:
-    """An array to read members into, float16, whose start is a multiple of 64 bytes: a kernel copies there faster."""
-    memory = np.empty(2 * math.prod(shape) + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + 2 * math.prod(shape)].view(np.float16).reshape(shape)
+    @functools.cached_property
+    def length(self) -> int:
+        """The bytes of the whole record."""
+        return len(self.suffixes) * self._member_length
 
+    def members(self, records: np.ndarray) -> dict[str, np.ndarray]:
+        """Suffix -> [b, *shape] float16, views of records in the rows of an array [b, at least length] uint8."""
+        starts = [number * self._member_length + _BLOCK + _NPY_HEADER for number in range(len(self.suffixes))]
+        payloads = [records[:, start : start + 2 * math.prod(self.shape)] for start in starts]
+        return {
+            suffix: payload.view("<f2").reshape(len(records), *self.shape)
+            for suffix, payload in zip(self.suffixes, payloads, strict=True)
+        }
 
-class RecordBuffers:
-    """What a record is read into: the payloads straight into arrays of the caller's, and the rest beside them.
+    def check(self, key: str, record: memoryview) -> None:
+        """ValueError unless these bytes are the record of a key."""
+        for number, suffix in enumerate(self.suffixes):
+            start = number * self._member_length
+            headers = bytes(record[start : start + _BLOCK + _NPY_HEADER])
+            name = f"{key}.{suffix}"
+            if not headers.startswith(f"{name}\0".encode()) or not headers.endswith(self._npy_header):
+                raise ValueError(f"found a member {headers[:100]!r}, expected {name!r} of this shape")
 
-    ``members`` are C-contiguous float16 arrays. ``buffers``, one after the other, take the record's ``length`` bytes.
-    """
+    @functools.cached_property
+    def _npy_header(self) -> bytes:
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_1_0(buffer, {"descr": "<f2", "fortran_order": False, "shape": self.shape})
+        assert buffer.tell() == _NPY_HEADER
+        return buffer.getvalue()
 
-    def __init__(self, key: str, members: Mapping[str, np.ndarray]):
-        self.key, self.length = key, 0
-        self.buffers: list[bytearray | memoryview] = []
-        self._headers: list[tuple[bytearray, bytes, bytes]] = []  # as read; as the tar's and the array's have to begin
-        for suffix in sorted(members):
-            array = members[suffix]
-            assert array.dtype == np.float16 and array.flags.c_contiguous
-            expected, padding = _frame(array.shape)
-            header = bytearray(_BLOCK + len(expected))
-            self._headers.append((header, f"{key}.{suffix}\0".encode(), expected))
-            self.buffers += [header, array.data.cast("B") if array.size else bytearray(), bytearray(padding)]
-            self.length += len(header) + array.nbytes + padding
-
-    def checksum(self) -> int:
-        """xxh3_64 of all that was read."""
-        digest = xxhash.xxh3_64()
-        for buffer in self.buffers:
-            digest.update(buffer)
-        return digest.intdigest()
-
-    def check(self) -> None:
-        """ValueError unless what was read is a record of these members."""
-        for header, name, array in self._headers:
-            if not header.startswith(name) or header[_BLOCK:] != array:
-                raise ValueError(f"found a member {bytes(header[:100])!r}, expected {name.decode()!r} of this shape")
+    @functools.cached_property
+    def _member_length(self) -> int:
+        """Of the tar's header, the .npy file and the padding after it."""
+        return _BLOCK + math.ceil((_NPY_HEADER + 2 * math.prod(self.shape)) / _BLOCK) * _BLOCK
 
 
 @functools.lru_cache(maxsize=4096)
-def _frame(shape: tuple[int, ...]) -> tuple[bytes, int]:
-    """The .npy header of a member of this shape, and the length of its padding."""
-    buffer = io.BytesIO()
-    about = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, about)
-    header = buffer.getvalue()
-    return header, -(len(header) + 2 * math.prod(shape)) % _BLOCK
+def record_layout(column: str, shape: tuple[int, ...], length: int = 0) -> RecordLayout:
+    """The layout of a column's records whose arrays have this shape; of ``length`` bytes if that can be."""
+    if column != LATENTS:
+        return RecordLayout((TEXT,), shape)
+    with_std = RecordLayout((MEAN, STD), shape)
+    return with_std if with_std.length == length else RecordLayout((MEAN,), shape)
 
 
 def decode_record(record: bytes) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -107,13 +107,15 @@ def read(path: Place) -> bytes:
     return path.read_bytes() if isinstance(path, Path) else object_store.read(path)
 
 
-def read_into(path: Place, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
-    """Fills the buffers, one after the other, with what is at ``offset``; the bytes read, less at the file's end."""
+def read_into(path: Place, offset: int, buffer: memoryview) -> int:
+    """Fills the buffer with the bytes from ``offset``; how many there were, fewer at the file's end."""
     if isinstance(path, UPath):
-        return _copy_into(buffers, object_store.read_range(path, offset, sum(map(len, buffers))))
+        data = object_store.read_range(path, offset, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return _fill(descriptor, offset, buffers)
+        return _fill(descriptor, offset, buffer)
     finally:
         os.close(descriptor)
 
@@ -124,10 +126,10 @@ class OpenFiles:
     def __init__(self, limit: int):
         self._open = functools.lru_cache(maxsize=limit)(_Descriptor)
 
-    def read_into(self, path: Path, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
+    def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
         """As the function of that name."""
         file = self._open(path)  # held until it was read, should it leave the cache meanwhile
-        return _fill(file.descriptor, offset, buffers)
+        return _fill(file.descriptor, offset, buffer)
 
 
 class _Descriptor:
@@ -140,28 +142,11 @@ class _Descriptor:
             os.close(self.descriptor)
 
 
-def _fill(descriptor: int, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
-    count, length = os.preadv(descriptor, buffers, offset), sum(map(len, buffers))
-    if count in (0, length):
-        return count
-    return _copy_into(buffers, _read_at(descriptor, offset, length))  # the end of the file, or a pause in it
-
-
-def _read_at(descriptor: int, offset: int, length: int) -> bytes:
-    parts, position, end = [], offset, offset + length
-    while position < end and (part := os.pread(descriptor, end - position, position)):
-        parts.append(part)
-        position += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _copy_into(buffers: Sequence[bytearray | memoryview], data: bytes) -> int:
-    position = 0
-    for buffer in buffers:
-        part = data[position : position + len(buffer)]
-        buffer[: len(part)] = part
-        position += len(part)
-    return position
+def _fill(descriptor: int, offset: int, buffer: memoryview) -> int:
+    count = 0
+    while count < len(buffer) and (part := os.preadv(descriptor, [buffer[count:]], offset + count)):
+        count += part
+    return count
 
 
 def open_read(location: Location) -> BinaryIO:

@@ -1,6 +1,5 @@
 """Ways to read a part of a tar: where it is, kept open, or (``cache.TarCache``) from a local copy."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +21,7 @@ class Tar:
 class Tars(Protocol):
     """Reads tars."""
 
-    def read_into(self, tar: Tar, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
+    def read_into(self, tar: Tar, offset: int, buffer: memoryview) -> int:
         """As ``storage.read_into``; FileNotFoundError if there is no such tar."""
 
     def damaged(self, tar: Tar) -> str:
@@ -32,8 +31,8 @@ class Tars(Protocol):
 class TarsInPlace:
     """Tars where they are, each opened to read from it."""
 
-    def read_into(self, tar: Tar, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
-        return storage.read_into(tar.path, offset, buffers)
+    def read_into(self, tar: Tar, offset: int, buffer: memoryview) -> int:
+        return storage.read_into(tar.path, offset, buffer)
 
     def damaged(self, tar: Tar) -> str:
         return RESTORE
@@ -45,6 +44,6 @@ class TarsKeptOpen(TarsInPlace):
     def __init__(self, limit: int):
         self._files = storage.OpenFiles(limit)
 
-    def read_into(self, tar: Tar, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
+    def read_into(self, tar: Tar, offset: int, buffer: memoryview) -> int:
         assert isinstance(tar.path, Path)
-        return self._files.read_into(tar.path, offset, buffers)
+        return self._files.read_into(tar.path, offset, buffer)

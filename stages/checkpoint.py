@@ -31,12 +31,12 @@ class Progress:
     step: int
     samples_seen: int
     seed: int
-    batch_size: int
+    batch_sizes: dict[str, int]  # of all ranks together, by bucket
     window_shards: int
     selection_hash: str
 
-    def after(self, step: int) -> "Progress":
-        return replace(self, step=step, samples_seen=step * self.batch_size)
+    def after(self, step: int, samples_seen: int) -> "Progress":
+        return replace(self, step=step, samples_seen=samples_seen)
 
 
 def newest(run: Path) -> Path | None:

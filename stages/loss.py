@@ -52,7 +52,7 @@ class FlowLoss:
         stats: LatentStats,
         null_text: torch.Tensor,  # [L0, D], all of it true tokens
         *,
-        frame_interval_s: float,
+        frame_interval_s: float,  # of the stored clips
         caption_dropout: float,
         seed: int,
         device: torch.device,
@@ -81,7 +81,7 @@ class FlowLoss:
             flow.timestep(sigma),
             text,
             mask,
-            frame_interval_s=self.frame_interval_s,
+            frame_interval_s=self.frame_interval_s * batch.frame_stride,
             size=(batch.bucket.height, batch.bucket.width),
         )
         return flow.loss(predicted, flow.velocity(latents, noise)).mean()
@@ -100,5 +100,6 @@ class FlowLoss:
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # contiguous, as a batch is not
+            tensor = pinned.copy_(tensor).to(self.device, non_blocking=True)
         return tensor.float()

@@ -16,7 +16,7 @@ from models.transformer import Transformer, TransformerConfig
 from models.weights import CheckpointInfo, LoadReport, load_into
 from shards.dataset import Dataset
 from shards.loader import DataConfig, Loader, selection_hash
-from shards.order import SampleOrder
+from shards.order import SampleOrder, batch_sizes
 from shards.schema import LATENTS
 from stages import checkpoint
 from stages.checkpoint import Progress
@@ -30,10 +30,19 @@ from stages.runlog import RunLog, Stopwatch, peak_memory_gb
 
 @dataclass(frozen=True)
 class StepConfig:
-    """The ``train`` section; batch_size is of all ranks together."""
+    """The ``train`` section.
+
+    A step takes samples of one bucket. How many, of all ranks together, is either ``batch_size``, the same for every
+    bucket, or follows from ``batch_tokens``: each bucket's batch is then the largest multiple of ``batch_multiple``
+    samples that has at most so many tokens (of whole clips, see data.subclip_frames), and at least that many samples.
+    Neither depends on the number of ranks, so that a run may go on with another number; ranks x gradient_accumulation
+    must divide the batches.
+    """
 
     steps: int = 1000
-    batch_size: int = 16
+    batch_size: int | None = None
+    batch_tokens: int | None = None
+    batch_multiple: int = 8
     gradient_accumulation: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
     activation_checkpointing: bool = False
@@ -45,7 +54,8 @@ class StepConfig:
     log_sample_ids: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "gradient_accumulation", "save_every", "keep_last", "log_every")
+        counts = ("batch_size", "batch_tokens", "batch_multiple", "gradient_accumulation")
+        at_least(self, 1, "steps", *counts, "save_every", "keep_last", "log_every")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout: found {self.caption_dropout}, expected 0 to 1")
 
@@ -73,6 +83,8 @@ class Source:
     """The data of a run: what is read, in which order, and what the model must know of it."""
 
     dataset: Dataset
+    order: SampleOrder
+    sample_tokens: dict[str, int]  # by bucket: what the model cuts one sample into
     loader: Loader
     null_text: torch.Tensor  # [L0, D]
     vae: dict[str, Any]
@@ -92,15 +104,14 @@ def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
     for bucket in dataset.buckets:
         if bucket.height % multiple or bucket.width % multiple:
             raise ConfigError(f"bucket {bucket}: expected multiples of {multiple} pixels (VAE x model.patch_size)")
-    batch = config.train.batch_size
-    order = SampleOrder(
-        {bucket.name: dataset.counts_per_shard(bucket) for bucket in dataset.buckets},
-        {bucket.name: batch for bucket in dataset.buckets},
-        config.seed,
-        config.data.window_shards,
-    )
+    counts = {bucket.name: dataset.counts_per_shard(bucket) for bucket in dataset.buckets}
+    counts = {bucket: shards for bucket, shards in counts.items() if any(shards)}  # the filter may leave none
+    tokens = {bucket: _sample_tokens(config, dataset, bucket) for bucket in counts}
+    order = SampleOrder(counts, _batch_sizes(config.train, tokens), config.seed, config.data.window_shards)
     return Source(
         dataset,
+        order,
+        tokens,
         Loader(dataset, config.data, order, rank, world),
         torch.from_numpy(dataset.null_text(columns[0])[0]),
         vae,
@@ -108,6 +119,19 @@ def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
         dataset.shared(LATENTS, "sampling")["fps"],
         selection_hash(dataset, dataset.buckets, columns),
     )
+
+
+def _sample_tokens(config: TrainConfig, dataset: Dataset, bucket: str) -> int:
+    frames, _, height, width = dataset.shapes(bucket, LATENTS)[0].tolist()
+    return transformer_config(config).tokens(frames, height, width)
+
+
+def _batch_sizes(settings: StepConfig, sample_tokens: dict[str, int]) -> dict[str, int]:
+    """By bucket, of all ranks together; a pure function of the settings and the data."""
+    if settings.batch_tokens:
+        return batch_sizes(sample_tokens, settings.batch_tokens, settings.batch_multiple)
+    assert settings.batch_size
+    return dict.fromkeys(sample_tokens, settings.batch_size)
 
 
 def transformer_config(config: TrainConfig, **data: int) -> TransformerConfig:
@@ -154,7 +178,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     # Where to start: the newest checkpoint of this run, or other weights, or fresh ones.
     resumed = checkpoint.newest(folder)
-    progress = Progress(0, 0, config.seed, config.train.batch_size, config.data.window_shards, source.selection_hash)
+    sizes = source.order.batch_size
+    progress = Progress(0, 0, config.seed, sizes, config.data.window_shards, source.selection_hash)
     if resumed:
         progress = checkpoint.resume_point(resumed, progress, info)
         load_into(model, resumed, "model")
@@ -207,7 +232,8 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
                 run.engine.backward(loss)
                 losses.append(loss.detach())
             norm = run.engine.step(learning_rate(step, settings.steps, config.optimizer))
-            watch.add(settings.batch_size, settings.batch_size * tokens, waited_s)
+            samples = source.order.batch_size[batch.bucket.name]
+            watch.add(samples, samples * tokens, waited_s)
             done = step + 1
 
             logs = done % settings.log_every == 0 or done == settings.steps
@@ -228,7 +254,7 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
 
             # Save.
             if saves:
-                progress = progress.after(done)
+                progress = progress.after(done, source.order.samples_before(done))
                 checkpoint.save(run.folder, progress, run.info, source.null_text, run.engine, run.ranks)
                 if run.ranks.main:
                     checkpoint.keep_last(run.folder, settings.keep_last)
@@ -255,10 +281,17 @@ def check(config: TrainConfig, world: int) -> None:
     transformer_config(config)
     check_settings(config.deepspeed)
     settings = config.train
-    share = world * settings.gradient_accumulation
-    if settings.batch_size % share:
+    if (settings.batch_size is None) == (settings.batch_tokens is None):
         raise ConfigError(
-            f"train.batch_size: found {settings.batch_size}, expected a multiple of {share} "
+            f"found train.batch_size {settings.batch_size} and train.batch_tokens {settings.batch_tokens}, "
+            "expected one of them: set the other to null"
+        )
+    share = world * settings.gradient_accumulation
+    name = "batch_size" if settings.batch_size else "batch_multiple"
+    size = getattr(settings, name)
+    if size % share:
+        raise ConfigError(
+            f"train.{name}: found {size}, expected a multiple of {share} "
             f"({world} ranks x train.gradient_accumulation {settings.gradient_accumulation})"
         )
 
@@ -269,7 +302,7 @@ def _engine(config: TrainConfig, model: Transformer, ranks: Ranks) -> Engine:
         model,
         config.optimizer,
         precision=settings.precision,
-        micro_batch=settings.batch_size // (ranks.world * settings.gradient_accumulation),
+        micro_batch=1,  # it differs by bucket, and DeepSpeed only counts with it
         accumulation=settings.gradient_accumulation,
         deepspeed_settings=config.deepspeed,
     )
@@ -306,12 +339,20 @@ def _start_from(path: str, model: Transformer, source: Source) -> LoadReport:
 
 def _opening(run: Run, progress: Progress) -> str:
     parameters = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
-    shapes = ", ".join(bucket.name for bucket in run.source.dataset.buckets)
     start = f"continues at step {progress.step}" if progress.step else "starts"
     return (
         f"{run.folder} {start}: {parameters:.2f} M parameters, {run.ranks.world} ranks on "
-        f"{run.ranks.device.type}, buckets {shapes}, {run.config.train.precision}"
+        f"{run.ranks.device.type}, {run.config.train.precision}; {_batches(run.source)}"
     )
+
+
+def _batches(source: Source) -> str:
+    """Each bucket's batch, of all ranks together."""
+    told = [
+        f"{size} of {bucket} ({size * source.sample_tokens[bucket]} tokens)"
+        for bucket, size in source.order.batch_size.items()
+    ]
+    return f"batches of {', '.join(told)}"
 
 
 def describe(config: TrainConfig, world: int) -> str:
@@ -321,10 +362,10 @@ def describe(config: TrainConfig, world: int) -> str:
     model = build_model(config, source)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
-    passes = config.train.steps * config.train.batch_size / epoch
+    passes = source.order.samples_before(config.train.steps) / epoch
     state_gb = parameters * 20 / world / 1e9
     return (
-        f"{parameters / 1e6:.2f} M parameters; {epoch} samples, {passes:.1f} passes over them\n"
+        f"{parameters / 1e6:.2f} M parameters; {epoch} samples, {passes:.1f} passes over them; {_batches(source)}\n"
         f"checkpoints of {parameters * 16 / 1e9:.2f} GB, the newest {config.train.keep_last} kept; "
         f"weights, moments and average take about {state_gb:.2f} GB a rank, activations come on top"
     )

@@ -38,9 +38,8 @@ def put(bucket):
 
 
 def read(cache: TarCache, tar: Tar, offset: int = 0, length: int = TAR_BYTES) -> bytes:
-    buffers = [bytearray(7), bytearray(length - 7)]
-    count = cache.read_into(tar, offset, buffers)
-    return b"".join(buffers)[:count]
+    buffer = bytearray(length)
+    return bytes(buffer[: cache.read_into(tar, offset, memoryview(buffer))])
 
 
 def start(script: str) -> subprocess.Popen:
@@ -59,7 +58,7 @@ from shards.tars import Tar
 {before}
 cache = TarCache({str(folder)!r}, 10**6)
 buffer = bytearray({tar.bytes})
-cache.read_into(Tar(place({str(tar.path)!r}), {tar.hash!r}, {tar.bytes}), 0, [buffer])
+cache.read_into(Tar(place({str(tar.path)!r}), {tar.hash!r}, {tar.bytes}), 0, memoryview(buffer))
 import xxhash
 print(xxhash.xxh3_128_hexdigest(buffer))
 """)

@@ -4,10 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 import shards
 from shards.dataset import Dataset, create_dataset, write_null_text
@@ -132,6 +136,28 @@ def test_a_tar_of_another_dataset_in_its_place_is_found(build):
     shutil.copy(foreign, tar)
     with pytest.raises(ShardError, match="the tar is damaged"):
         Dataset.open(root).read(SIZE, 0, LATENTS)
+
+
+def test_an_index_that_belongs_to_other_records_is_found(build):
+    root = build({SIZE: [2]})
+    (path,) = (root / "index").iterdir()
+    manifest, index = Manifest.read(root / "manifest.json"), pq.read_table(path)
+    swapped = index
+    for field in ("offset", "checksum"):  # whole records, each under the key of the other
+        swapped = put(swapped, f"latents.{field}", index[f"latents.{field}"].to_pylist()[::-1])
+    longer = put(index, "latents.length", [length + 512 for length in index["latents.length"].to_pylist()])
+    for table, message in ((swapped, "found a member"), (longer, "it has 1536 bytes, expected 1024")):
+        pq.write_table(table, path)
+        entry = replace(manifest.buckets[SIZE], index_hash=xxhash.xxh3_128_hexdigest(path.read_bytes()))
+        manifest.buckets[SIZE] = entry
+        (root / "manifest.json").write_bytes(manifest.to_bytes())
+        with pytest.raises(ShardError, match=f"the record of {index['key'][1]} is not of this format: {message}"):
+            Dataset.open(root).read(SIZE, 1, LATENTS)
+
+
+def put(table: pa.Table, field: str, values: list) -> pa.Table:
+    place = table.schema.get_field_index(field)
+    return table.set_column(place, table.schema.field(field), pa.array(values, table.schema.field(field).type))
 
 
 def test_a_damaged_or_missing_index_is_found(build):

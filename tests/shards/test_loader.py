@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset, write_null_text
+from shards import storage
+from shards.dataset import Dataset, compact, create_dataset, ensure_fingerprint, write_null_text
 from shards.errors import DatasetError, ShardError
 from shards.loader import Batch, DataConfig, Loader, selection_hash
 from shards.manifest import Manifest
 from shards.order import SampleOrder
 from shards.schema import LATENTS, MEAN, STD, TEXT, Bucket
+from shards.writer import write_shard
 
 SIZE, LONG = "64x64x8", "64x64x16"
 CONFIG = DataConfig(window_shards=2, prefetch_batches=3, read_threads=2)
@@ -57,6 +59,16 @@ def test_batches_hold_what_was_written(build, samples):
             assert not batch.text[place][~batch.text_mask[place]].any()
 
 
+def test_padding_is_zero_in_memory_that_is_taken_again(build):
+    seen = 0
+    root = build({SIZE: [8, 8]}, null_tokens=60)  # longer than what a record fills with zeros itself
+    for batch in loader(root).batches(0, 40):  # none is kept
+        padding = batch.text[~batch.text_mask]
+        assert not padding.any()
+        seen += len(padding)
+    assert seen > 40
+
+
 def test_the_text_has_room_for_the_null_text(build):
     (batch,) = loader(build({SIZE: [5]}, null_tokens=9)).batches(0, 1)
     assert batch.text.shape == (4, 9, 6) and batch.text_mask.sum(axis=1).max() < 9
@@ -90,6 +102,21 @@ def test_starting_later_is_skipping(build):
     assert len(skipped) == 5
     for one, other in zip(skipped, sought, strict=True):
         assert_equal(one, other)
+
+
+def test_starting_later_reads_only_what_is_asked_for(build, monkeypatch):
+    root, read = build({SIZE: [5, 6], LONG: [9]}), []
+    original = storage.OpenFiles.read_into
+
+    def counted(files: storage.OpenFiles, path: Path, offset: int, buffer: memoryview) -> int:
+        read.append(len(buffer))
+        return original(files, path, offset, buffer)
+
+    opened = loader(root)
+    monkeypatch.setattr(storage.OpenFiles, "read_into", counted)
+    batches = list(opened.batches(1_000_000, 1_000_002))
+    assert len(read) == sum(2 * len(batch.keys) for batch in batches)  # latents and text of each sample
+    assert [batch.keys for batch in batches] == [opened.keys(step) for step in (1_000_000, 1_000_001)]
 
 
 @pytest.mark.parametrize(("prefetch", "threads"), [(1, 1), (9, 5)])
@@ -162,6 +189,19 @@ def test_what_cannot_be_loaded_is_refused_at_once(build):
     (root / "null.text.wide.safetensors").rename(root / "null.text.other.safetensors")
     with pytest.raises(DatasetError, match="has no column text.other: found latents, text.t5, text.wide"):
         loader(root, config=replace(CONFIG, text="other"))
+
+
+def test_latents_of_which_some_have_no_std_are_refused(tmp_path, samples):
+    root = create_dataset(tmp_path / "mixed", "tests")
+    for column in (LATENTS, "text.t5"):
+        fingerprint_hash = ensure_fingerprint(root, Bucket.parse(SIZE), column, {})
+        for number in range(2):
+            found = samples(2, 2 * number, column=column, std=number == 1)
+            write_shard(root / SIZE / column, number, found, fingerprint_hash=fingerprint_hash)
+    write_null_text(root, "text.t5", np.zeros((1, 6), np.float16))
+    compact(root, {})
+    with pytest.raises(DatasetError, match="has mean.npy and std.npy of some samples, mean.npy of others"):
+        loader(root)
 
 
 def test_text_of_another_width_than_the_null_text_is_refused(build):

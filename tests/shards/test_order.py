@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shards.errors import DatasetError
-from shards.order import SampleOrder
+from shards.order import SampleOrder, batch_sizes
 
 A, B, C = "64x64x16", "64x64x8", "128x64x8"
 MIXED = ({A: [5, 0, 7, 3], B: [4, 4, 4, 4, 1], C: [2]}, {A: 4, B: 3, C: 5})
@@ -115,10 +115,27 @@ def test_epochs_hold_each_buckets_share_in_a_mixed_order():
     assert len(orders) > 6  # of batches of three buckets, shuffled anew in each epoch
 
 
+def test_samples_are_counted_as_they_are_taken():
+    order = SampleOrder(*MIXED, seed=5, window_shards=2)
+    taken = list(itertools.accumulate((len(order.batch(step).rows) for step in range(150)), initial=0))
+    assert len({order.epoch(step) for step in range(150)}) > 10
+    for step in np.random.default_rng(0).permutation(151).tolist():
+        assert SampleOrder(*MIXED, seed=5, window_shards=2).samples_before(step) == taken[step]
+
+
+def test_a_budget_of_tokens_gives_each_bucket_its_batch():
+    tokens = {"image": 256, "short": 4096, "long": 14_336, "huge": 100_000}
+    assert batch_sizes(tokens, 65_536, 1) == {"image": 256, "short": 16, "long": 4, "huge": 1}
+    assert batch_sizes(tokens, 65_536, 3) == {"image": 255, "short": 15, "long": 3, "huge": 3}
+    assert batch_sizes(tokens, 14_335, 1)["long"] == 1 == batch_sizes(tokens, 14_336, 1)["long"]
+    assert batch_sizes(tokens, 28_671, 1)["long"] == 1 != batch_sizes(tokens, 28_672, 1)["long"]
+
+
 def test_it_seeks_far_at_once():
     order = SampleOrder({A: [1000] * 50, B: [1000] * 20}, {A: 64, B: 32}, seed=0, window_shards=8)
     started = time.perf_counter()
     batches = [order.batch(step) for step in (10**6, 10**9, 10**12)]
+    assert order.samples_before(10**12) > 10**13
     assert time.perf_counter() - started < 1
     for _, rows, positions in batches:
         assert len(set(rows.tolist())) == len(rows) and rows.max() < 50_000 and positions.min() > 10**6

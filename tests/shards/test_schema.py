@@ -4,23 +4,22 @@ import tarfile
 
 import numpy as np
 import pytest
-import xxhash
 
 from shards.errors import DatasetError
+from shards.memory import empty_rows
 from shards.schema import (
     LATENTS,
     MEAN,
     STD,
     TEXT,
     Bucket,
-    RecordBuffers,
+    RecordLayout,
     Sample,
     check_sample,
     decode_record,
-    empty_members,
     encode_record,
     make_key,
-    record_members,
+    record_layout,
     text_column,
 )
 
@@ -140,38 +139,38 @@ def test_samples_that_a_column_cannot_hold_are_refused(samples):
         check_sample("text.t5", Sample(text.key, text.members, text.attributes | {"tokens": 9}))
 
 
-def read_record(key: str, members: dict[str, np.ndarray], record: bytes) -> RecordBuffers:
-    buffers, position = RecordBuffers(key, members), 0
-    for buffer in buffers.buffers:
-        buffer[:] = record[position : position + len(buffer)]
-        position += len(buffer)
-    return buffers
-
-
 @pytest.mark.parametrize(("column", "std"), [(LATENTS, False), (LATENTS, True), ("text.t5", False)])
-def test_a_record_is_read_straight_into_arrays(samples, column, std):
-    (sample,) = samples(1, column=column, std=std)
-    record = encode_record(sample)
-    shape = next(iter(sample.members.values())).shape
-    assert record_members(column, shape, len(record)) == sorted(sample.members)
-    members = {suffix: empty_members(shape) for suffix in sample.members}
-    buffers = read_record(sample.key, members, record)
-    assert buffers.length == len(record) and buffers.checksum() == xxhash.xxh3_64_intdigest(record)
-    buffers.check()
-    for suffix, array in sample.members.items():
-        assert np.array_equal(members[suffix], array) and members[suffix].ctypes.data % 64 == 0
+def test_the_members_of_records_are_where_their_layout_says(samples, column, std):
+    one, other = samples(2, column=column, std=std)  # of texts, which differ in length
+    layouts = []
+    for sample in (one, other):
+        shape = next(iter(sample.members.values())).shape
+        record = encode_record(sample)
+        layouts.append(record_layout(column, shape, len(record)))
+        assert layouts[-1].length == len(record) and layouts[-1].suffixes == tuple(sorted(sample.members))
+        layouts[-1].check(sample.key, memoryview(record))
+    memory = empty_rows(2, max(layout.length for layout in layouts))
+    for row, sample in zip(memory, (one, other), strict=True):
+        record = encode_record(sample)
+        row.data[: len(record)] = record
+    for number, (sample, layout) in enumerate(zip((one, other), layouts, strict=True)):
+        members = layout.members(memory)
+        assert members.keys() == sample.members.keys()
+        for suffix, array in sample.members.items():
+            assert members[suffix].shape == (2, *array.shape) and members[suffix].dtype == np.float16
+            assert np.array_equal(members[suffix][number], array) and np.shares_memory(members[suffix], memory)
 
 
 def test_a_record_of_something_else_is_refused(samples):
     (sample,) = samples(1)
-    record = encode_record(sample)
+    record = memoryview(encode_record(sample))
+    record_layout(LATENTS, (2, 4, 3, 3)).check(sample.key, record)
     wrong = [
-        ("other", MEAN, (2, 4, 3, 3)),  # another key
-        (sample.key[:-1], MEAN, (2, 4, 3, 3)),
-        (sample.key, STD, (2, 4, 3, 3)),  # another member
-        (sample.key, MEAN, (2, 4, 9, 1)),  # as many values of another shape
+        ("other", record_layout(LATENTS, (2, 4, 3, 3))),  # another key
+        (sample.key[:-1], record_layout(LATENTS, (2, 4, 3, 3))),
+        (sample.key, RecordLayout(("std.npy",), (2, 4, 3, 3))),  # another member
+        (sample.key, record_layout(LATENTS, (2, 4, 9, 1))),  # as many values of another shape
     ]
-    for key, suffix, shape in wrong:
+    for key, layout in wrong:
         with pytest.raises(ValueError, match="expected .* of this shape"):
-            read_record(key, {suffix: np.empty(shape, np.float16)}, record).check()
-    assert record_members(LATENTS, (2, 4, 3, 3), 100) == []
+            layout.check(key, record)
