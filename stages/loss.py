@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models import flow
 from models.latents import LatentStats
+from models.objective import Objective
 from shards.loader import Batch
 
 
@@ -16,7 +16,7 @@ from shards.loader import Batch
 class Draws:
     """The random numbers of a batch of b samples."""
 
-    sigma: torch.Tensor  # [b] standard normal
+    level: torch.Tensor  # [b] standard normal, which the objective makes a noise level of
     dropout: torch.Tensor  # [b] uniform
     noise: torch.Tensor  # [b, C, T, h, w] standard normal
     posterior: torch.Tensor | None  # the same shape, where the dataset stores a posterior's std
@@ -36,19 +36,19 @@ def draw(seed: int, positions: np.ndarray, shape: torch.Size, *, posterior: bool
                 torch.randn(shape, generator=generator) if posterior else torch.empty(0),
             )
         )
-    sigma, dropout, noise, sampled = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Draws(sigma, dropout, noise, sampled if posterior else None)
+    level, dropout, noise, sampled = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Draws(level, dropout, noise, sampled if posterior else None)
 
 
-class FlowLoss:
-    """Rectified-flow loss with classifier-free caption dropout (Ho & Salimans, 2022).
+class TrainingLoss:
+    """An objective's loss with classifier-free caption dropout (Ho & Salimans, 2022).
 
     A dropped caption becomes the null text with the null's own mask, never the null under the caption's mask.
     """
 
     def __init__(
         self,
-        config: flow.FlowConfig,
+        objective: Objective,
         stats: LatentStats,
         null_text: torch.Tensor,  # [L0, D], all of it true tokens
         *,
@@ -57,7 +57,7 @@ class FlowLoss:
         seed: int,
         device: torch.device,
     ):
-        self.config = config
+        self.objective = objective
         self.stats = stats
         self.null_text = null_text.to(device, torch.float32)
         self.frame_interval_s = frame_interval_s
@@ -72,18 +72,29 @@ class FlowLoss:
         if batch.std is not None and draws.posterior is not None:
             std = self._to_device(batch.std).transpose(1, 2)
             latents = latents + std * draws.posterior.to(self.device)
-        latents = self.stats.normalise(latents)
-        noise = draws.noise.to(self.device)
-        sigma = flow.sigmas(self.config, draws.sigma.to(self.device), flow.shift_for(self.config, tokens))
         text, mask = self._drop_captions(batch, draws.dropout)
-        predicted = model(
-            flow.noised(latents, noise, sigma),
-            flow.timestep(sigma),
+        level = self.objective.levels(draws.level, tokens)
+        return self.of_frames(model, self.stats.normalise(latents), draws.noise, level, text, mask).mean()
+
+    def of_frames(
+        self,
+        model: torch.nn.Module,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        level: torch.Tensor,
+        text: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """[b, T], from normalised latents and noise [b, C, T, h, w], levels [b] or [b, T] and the text."""
+        noise = noise.to(self.device)
+        output = model(
+            self.objective.noised(latents, noise, level),
+            self.objective.timestep(level).to(self.device),
             text,
             mask,
             frame_interval_s=self.frame_interval_s,
         )
-        return flow.loss(predicted, flow.velocity(latents, noise)).mean()
+        return self.objective.loss(output, latents, noise, level)
 
     def _drop_captions(self, batch: Batch, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         text = self._to_device(batch.text)  # [b, L, D], L is at least the null's length
