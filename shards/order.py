@@ -122,6 +122,33 @@ class SampleOrder:
         return rows[_permutation(len(rows), self.seed, "samples", bucket, number, window)]
 
 
+class FixedOrder:
+    """Given rows of each bucket, each once, in batches of one size: what is read again and again to validate.
+
+    A bucket's last batch is filled up with rows that it has already; their position is -1.
+    """
+
+    def __init__(self, rows: Mapping[str, Sequence[int]], batch_size: int):
+        self.batch_size = {name: batch_size for name in sorted(rows) if len(rows[name])}
+        self.seed = 0
+        self._batches: list[GlobalBatch] = []
+        position = 0
+        for name in self.batch_size:
+            for start in range(0, len(rows[name]), batch_size):
+                own = np.array(rows[name][start : start + batch_size], np.int64)
+                positions = np.full(batch_size, -1, np.int64)
+                positions[: len(own)] = np.arange(position, position + len(own))
+                self._batches.append(GlobalBatch(name, np.resize(own, batch_size), positions))
+                position += len(own)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def batch(self, step: int) -> GlobalBatch:
+        """The global batch of a step, from 0 to below the length."""
+        return self._batches[step]
+
+
 def _permutation(length: int, *key: int | str) -> np.ndarray:
     """A permutation that depends on ``key`` alone.
 

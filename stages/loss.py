@@ -26,8 +26,7 @@ def draw(seed: int, positions: np.ndarray, shape: torch.Size, *, posterior: bool
     """One generator a sample, seeded by (seed, its position in the endless stream of samples)."""
     rows = []
     for position in positions:
-        digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        generator = _generator(f"{seed}/{position}")
         rows.append(
             (
                 torch.randn((), generator=generator),
@@ -40,7 +39,17 @@ def draw(seed: int, positions: np.ndarray, shape: torch.Size, *, posterior: bool
     return Draws(level, dropout, noise, sampled if posterior else None)
 
 
-class TrainingLoss:
+def held_out_noise(keys: list[str], level: float, shape: torch.Size) -> torch.Tensor:
+    """[b, C, T, h, w] standard normal, the same for a sample and a level in every run."""
+    return torch.stack([torch.randn(shape, generator=_generator(f"held out/{level:g}/{key}")) for key in keys])
+
+
+def _generator(name: str) -> torch.Generator:
+    digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+class LatentLoss:
     """An objective's loss with classifier-free caption dropout (Ho & Salimans, 2022).
 
     A dropped caption becomes the null text with the null's own mask, never the null under the caption's mask.
@@ -65,8 +74,8 @@ class TrainingLoss:
         self.seed = seed
         self.device = device
 
-    def __call__(self, model: torch.nn.Module, batch: Batch, tokens: int) -> torch.Tensor:
-        """The mean loss over the batch, a scalar; ``tokens`` is what the model cuts a sample into."""
+    def training(self, model: torch.nn.Module, batch: Batch, tokens: int) -> torch.Tensor:
+        """The mean over the batch at random levels, a scalar; ``tokens`` is what the model cuts a sample into."""
         latents = self._to_device(batch.mean).transpose(1, 2)  # [b, T, C, h, w] -> [b, C, T, h, w]
         draws = draw(self.seed, batch.positions, latents.shape[1:], posterior=batch.std is not None)
         if batch.std is not None and draws.posterior is not None:
@@ -74,9 +83,17 @@ class TrainingLoss:
             latents = latents + std * draws.posterior.to(self.device)
         text, mask = self._drop_captions(batch, draws.dropout)
         level = self.objective.levels(draws.level, tokens)
-        return self.of_frames(model, self.stats.normalise(latents), draws.noise, level, text, mask).mean()
+        return self._of_frames(model, self.stats.normalise(latents), draws.noise, level, text, mask).mean()
 
-    def of_frames(
+    def held_out(self, model: torch.nn.Module, batch: Batch, level: float) -> torch.Tensor:
+        """Each sample's, [b], at one level: of the mean latents, with fixed noise and every caption."""
+        latents = self.stats.normalise(self._to_device(batch.mean).transpose(1, 2))
+        noise = held_out_noise(batch.keys, level, latents.shape[1:])
+        levels = torch.full((len(batch.keys),), level)
+        text, mask = self._to_device(batch.text), torch.from_numpy(batch.text_mask).to(self.device)
+        return self._of_frames(model, latents, noise, levels, text, mask).mean(1)
+
+    def _of_frames(
         self,
         model: torch.nn.Module,
         latents: torch.Tensor,

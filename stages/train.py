@@ -22,10 +22,11 @@ from stages import checkpoint
 from stages.checkpoint import Progress
 from stages.engine import Engine, Ranks, check_settings, check_shared, mean_over_ranks, start_ranks
 from stages.errors import ConfigError, WorkError, at_least
-from stages.loss import TrainingLoss
+from stages.loss import LatentLoss
 from stages.optimizer import OptimizerConfig, learning_rate
 from stages.output import output_folder, save_settings, save_summary
 from stages.runlog import RunLog, Stopwatch, peak_memory_gb
+from stages.validate import HeldOut, ValidationConfig, training_filter
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class TrainConfig:
     model: dict[str, Any] = field(default_factory=lambda: {"preset": "XL/2"})
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: StepConfig = field(default_factory=StepConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
 
@@ -86,7 +88,8 @@ def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
     if not config.data.shards:
         raise ConfigError("data.shards is not set: give data.shards=the output folder of an encode")
     columns = list(config.data.text_columns())
-    dataset = Dataset.open(config.data.shards, text=columns, filter=config.data.filter)
+    chosen = training_filter(config.data.filter, config.validation)
+    dataset = Dataset.open(config.data.shards, text=columns, filter=chosen)
     vae = dataset.shared(LATENTS, "vae")
     multiple = vae["spatial_factor"] * transformer_config(config).patch_size
     for bucket in dataset.buckets:
@@ -108,6 +111,11 @@ def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
         dataset.shared(LATENTS, "sampling")["fps"],
         selection_hash(dataset, dataset.buckets, columns),
     )
+
+
+def open_held_out(config: TrainConfig, rank: int = 0, world: int = 1) -> HeldOut | None:
+    """The clips to validate on. Raises ConfigError where ``validation.holdout`` holds none."""
+    return HeldOut.open(config.validation, config.data, _micro_batch(config, world), rank, world)
 
 
 def with_prediction(config: TrainConfig, resumed: Path | None) -> TrainConfig:
@@ -154,6 +162,7 @@ class Run:
     folder: Path
     ranks: Ranks
     source: Source
+    held_out: HeldOut | None
     model: Transformer
     info: CheckpointInfo
     engine: Engine
@@ -166,6 +175,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     folder = output_folder(config.output)
     check_shared(folder, ranks)
     source = open_source(config, ranks.rank, ranks.world)
+    held_out = open_held_out(config, ranks.rank, ranks.world)
     resumed = checkpoint.newest(folder)
     config = with_prediction(config, resumed)
     model = build_model(config, source)
@@ -179,7 +189,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     elif config.train.init_from:
         ranks.print(_start_from(config.train.init_from, model, source))
         ranks.print(_predictions(config.train.init_from, info))
-    run = Run(config, folder, ranks, source, model, info, _engine(config, model, ranks))
+    run = Run(config, folder, ranks, source, held_out, model, info, _engine(config, model, ranks))
     if resumed:
         checkpoint.restore(resumed, run.engine, progress)
     if ranks.main:
@@ -200,8 +210,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
-    config, settings, source = run.config, run.config.train, run.source
-    loss_of = TrainingLoss(
+    config, settings, source, held_out = run.config, run.config.train, run.source, run.held_out
+    loss_of = LatentLoss(
         make_objective(config.objective),
         LatentStats.of(source.vae),
         source.null_text,
@@ -222,14 +232,15 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             tokens = run.model.config.tokens(batch.mean.shape[1], *batch.mean.shape[3:])
             losses = []
             for part in batch.split(settings.gradient_accumulation):
-                loss = loss_of(run.engine.module, part, tokens)
+                loss = loss_of.training(run.engine.module, part, tokens)
                 run.engine.backward(loss)
                 losses.append(loss.detach())
             norm = run.engine.step(learning_rate(step, settings.steps, config.optimizer))
             watch.add(settings.batch_size, settings.batch_size * tokens, waited_s)
             done = step + 1
 
-            logs = done % settings.log_every == 0 or done == settings.steps
+            validates = held_out and (done % config.validation.every == 0 or done == settings.steps)
+            logs = done % settings.log_every == 0 or done == settings.steps or validates
             saves = done % settings.save_every == 0 or done == settings.steps
 
             # Check: nothing that is not finite is ever saved.
@@ -240,9 +251,12 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
 
             # Report.
             if logs:
+                keys = source.loader.keys(step) if settings.log_sample_ids else None
+                metrics = _metrics(config, done, mean_loss, norm, watch, keys)
+                if held_out and validates:
+                    metrics |= held_out.losses(run.engine.module, loss_of)
                 if log:
-                    keys = source.loader.keys(step) if settings.log_sample_ids else None
-                    log.write(_metrics(config, done, mean_loss, norm, watch, keys))
+                    log.write(metrics)
                 watch = Stopwatch()
 
             # Save.
@@ -282,13 +296,18 @@ def check(config: TrainConfig, world: int) -> None:
         )
 
 
+def _micro_batch(config: TrainConfig, world: int) -> int:
+    """Samples that a rank takes at once."""
+    return config.train.batch_size // (world * config.train.gradient_accumulation)
+
+
 def _engine(config: TrainConfig, model: Transformer, ranks: Ranks) -> Engine:
     settings = config.train
     return Engine(
         model,
         config.optimizer,
         precision=settings.precision,
-        micro_batch=settings.batch_size // (ranks.world * settings.gradient_accumulation),
+        micro_batch=_micro_batch(config, ranks.world),
         accumulation=settings.gradient_accumulation,
         deepspeed_settings=config.deepspeed,
     )
@@ -343,7 +362,7 @@ def _opening(run: Run, progress: Progress) -> str:
 def describe(config: TrainConfig, world: int) -> str:
     """What ``train`` would do, in a few lines."""
     check(config, world)
-    source = open_source(config, 0, world)
+    source, held_out = open_source(config, 0, world), open_held_out(config, 0, world)
     config = with_prediction(config, checkpoint.newest(Path(config.output)) if config.output else None)
     model = build_model(config, source)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -352,7 +371,7 @@ def describe(config: TrainConfig, world: int) -> str:
     state_gb = parameters * 20 / world / 1e9
     return (
         f"{parameters / 1e6:.2f} M parameters that predict {config.objective.prediction}; "
-        f"{epoch} samples, {passes:.1f} passes over them\n"
+        f"{epoch} samples, {passes:.1f} passes over them, {held_out.samples if held_out else 0} held-out samples\n"
         f"checkpoints of {parameters * 16 / 1e9:.2f} GB, the newest {config.train.keep_last} kept; "
         f"weights, moments and average take about {state_gb:.2f} GB a rank, activations come on top"
     )
