@@ -150,6 +150,14 @@ def test_levels_are_all_timesteps_equally_often(prediction: str) -> None:
     assert timesteps[-2:].tolist() == [0, 999]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_level_is_told_from_its_neighbours(dtype: torch.dtype) -> None:
+    level = torch.arange(1001, dtype=dtype) / 1000
+    one = torch.ones(1001, 1, 1, 1, 1, dtype=torch.float64)
+    signal = _objective("epsilon").noised(one, 0 * one, level).flatten()
+    torch.testing.assert_close(signal, torch.cat([torch.ones(1), ALPHA_BARS.sqrt()]), rtol=1e-12, atol=0)
+
+
 def _data_error(prediction: str, output: Tensor, data: Tensor, noise: Tensor, t: int) -> tuple[Tensor, float]:
     """The squared error of the data that an output stands for, by frame, and the signal-to-noise ratio at t."""
     bars = _scheduler(prediction, 10).alphas_cumprod.double()
