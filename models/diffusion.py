@@ -25,7 +25,10 @@ HALF_PIXEL = 1 / 255  # of 256 values from -1 to 1
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """min_snr_gamma: the cap of min-SNR weighting (Hang et al., arXiv:2303.09556, who take 5); None: no weighting."""
+    """min_snr_gamma: the cap of min-SNR weighting (Hang et al., arXiv:2303.09556, who take 5); None: no weighting.
+
+    It gives the noisiest levels of v, where the signal-to-noise ratio ends at zero, next to no weight.
+    """
 
     min_snr_gamma: float | None = None
 
