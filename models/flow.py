@@ -2,16 +2,13 @@
 
 Straight paths x_s = (1 - s) data + s noise and their velocity noise - data are those of rectified flow
 (Liu et al., arXiv:2209.03003); logit-normal noise levels and the shift towards noise for larger videos are
-those of Stable Diffusion 3 (Esser et al., arXiv:2403.03206, sections 3.1 and 5.3.2). The noise level s is
-called sigma here: 1 is pure noise, 0 is data. Nothing here draws random numbers: the caller does.
-
-Shapes: B batch, C channels, T frames, h w height and width; a sigma is [B], or [B, T] for frames at noise
-levels of their own.
+those of Stable Diffusion 3 (Esser et al., arXiv:2403.03206, sections 3.1 and 5.3.2). The level is s itself.
 """
 
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,54 +38,53 @@ class FlowConfig:
             raise ValueError(f"shift_tokens {tokens} must ascend, and shift_values {values} be positive")
 
 
-def shift_for(config: FlowConfig, tokens: int) -> float:
-    """The shift for a video of this many tokens (latent patches of all frames)."""
-    anchors = list(zip(config.shift_tokens, config.shift_values, strict=True))
-    if tokens <= anchors[0][0]:
-        return anchors[0][1]
-    for (low, low_shift), (high, high_shift) in pairwise(anchors):
-        if tokens <= high:
-            share = math.log(tokens / low) / math.log(high / low)
-            return low_shift * (high_shift / low_shift) ** share
-    return anchors[-1][1]
+class RectifiedFlow:
+    """The `models.objective.Objective` of models that predict the velocity."""
+
+    prediction: Literal["velocity"] = "velocity"
+
+    def __init__(self, config: FlowConfig):
+        self.config = config
+
+    def out_channels(self, channels: int) -> int:
+        return channels
+
+    def levels(self, normal: Tensor, tokens: int) -> Tensor:
+        """Logit-normal levels (Esser et al., equation 19), shifted for this many tokens."""
+        level = torch.sigmoid(self.config.logit_mean + self.config.logit_std * normal)
+        return _shifted(level, self.shift(tokens))
+
+    def timestep(self, level: Tensor) -> Tensor:
+        return TIMESTEPS * level
+
+    def noised(self, data: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        share = level.to(data).reshape(len(level), 1, -1, 1, 1)
+        return (1 - share) * data + share * noise
+
+    def loss(self, output: Tensor, data: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """Mean squared error of the velocity, which is the same at every level."""
+        return (output.float() - (noise - data)).square().mean((1, 3, 4))
+
+    def schedule(self, steps: int, tokens: int) -> Tensor:
+        """Evenly spaced before the shift."""
+        return _shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift(tokens))
+
+    def step(self, x: Tensor, output: Tensor, level: float, next_level: float) -> Tensor:
+        """Euler's, along the predicted velocity."""
+        return x + (next_level - level) * output
+
+    def shift(self, tokens: int) -> float:
+        """The shift for a video of this many tokens (latent patches of all frames)."""
+        anchors = list(zip(self.config.shift_tokens, self.config.shift_values, strict=True))
+        if tokens <= anchors[0][0]:
+            return anchors[0][1]
+        for (low, low_shift), (high, high_shift) in pairwise(anchors):
+            if tokens <= high:
+                share = math.log(tokens / low) / math.log(high / low)
+                return low_shift * (high_shift / low_shift) ** share
+        return anchors[-1][1]
 
 
-def shifted(sigma: Tensor, shift: float) -> Tensor:
+def _shifted(level: Tensor, shift: float) -> Tensor:
     """Moves noise levels towards noise (shift > 1), keeping 0 and 1 (Esser et al., equation 23)."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def sigmas(config: FlowConfig, normal: Tensor, shift: float) -> Tensor:
-    """Noise levels to train at, from standard-normal draws of the same shape (Esser et al., equation 19)."""
-    return shifted(torch.sigmoid(config.logit_mean + config.logit_std * normal), shift)
-
-
-def timestep(sigma: Tensor) -> Tensor:
-    """What the model is told: 1000 at pure noise, 0 at data."""
-    return TIMESTEPS * sigma
-
-
-def noised(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The point of the path at sigma: data and noise [B, C, T, h, w], sigma [B] or [B, T]."""
-    level = sigma.reshape(sigma.shape[0], 1, -1, 1, 1).to(data.dtype)
-    return (1 - level) * data + level * noise
-
-
-def velocity(data: Tensor, noise: Tensor) -> Tensor:
-    """The target: how a point of the path moves as sigma grows."""
-    return noise - data
-
-
-def loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample, in float32: two of [B, C, T, h, w] -> [B]."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
-
-
-def schedule(steps: int, shift: float) -> Tensor:
-    """The sampler's noise levels, from 1 to 0: [steps + 1] float64, evenly spaced before the shift."""
-    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
-
-
-def euler_step(latents: Tensor, predicted_velocity: Tensor, sigma: float, next_sigma: float) -> Tensor:
-    """One step of the sampler along the predicted velocity, from sigma to the lower next_sigma."""
-    return latents + (next_sigma - sigma) * predicted_velocity
+    return shift * level / (1 + (shift - 1) * level)

@@ -28,7 +28,7 @@ from models.layers import (
 TemporalPos = Literal["stream", "branch", "rope"]
 TemporalAttention = Literal["axial", "full"]
 TemporalInit = Literal["normal", "zero"]
-Prediction = Literal["velocity", "epsilon"]
+Prediction = Literal["velocity", "epsilon", "v"]
 
 DEFAULT_FRAME_INTERVAL_S = 1 / 8
 
@@ -113,7 +113,7 @@ class TransformerConfig:
 
 
 class Transformer(nn.Module):
-    """Predicts, from noised latents, what `prediction` says: velocity (noise - data) or epsilon (the noise).
+    """Predicts, from noised latents, what `prediction` says: velocity (noise - data), epsilon (the noise) or v.
 
     `activation_checkpointing`: when set, each pair of blocks is computed again in the backward pass rather
     than kept. It changes memory and time, not results.

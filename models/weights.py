@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,8 +24,10 @@ from torch import Tensor
 
 from models import diffusers_folder
 from models.diffusers_folder import LATTE, PIXART, read_json, read_safetensors
+from models.diffusion import DiffusionConfig
 from models.errors import WeightsError
 from models.flow import FlowConfig
+from models.objective import ObjectiveConfig
 from models.transformer import Prediction, Transformer, TransformerConfig
 
 FORMAT_VERSION = 1
@@ -47,13 +49,22 @@ class CheckpointInfo:
 
     step: int
     transformer: TransformerConfig
-    prediction: Prediction
-    flow: FlowConfig
+    objective: ObjectiveConfig
     vae: Mapping[str, Any]
     text_encoder: Mapping[str, Any]
     frame_interval_s: float
     buckets: tuple[str, ...] = ()
     weights: tuple[str, ...] = ("model", "ema")
+
+    def __post_init__(self) -> None:
+        if self.objective.prediction is None:
+            raise ValueError("objective.prediction is not known")
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the weights predict."""
+        assert self.objective.prediction is not None
+        return self.objective.prediction
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,11 @@ def read_null_text(path: str | Path) -> tuple[Tensor, Tensor]:
     return tensors["embedding"], tensors["mask"]
 
 
+def read_prediction(path: str | Path) -> Prediction:
+    """What the weights at `path` (a checkpoint, a run, or diffusers' Latte or PixArt-alpha) predict."""
+    return "epsilon" if diffusers_folder.find(Path(path)) is not None else read_info(path).prediction
+
+
 def load_transformer(path: str | Path, weights: str = "ema") -> Transformer:
     """Opens a checkpoint, a run's newest checkpoint, or diffusers' Latte, on the CPU and in eval mode.
 
@@ -162,7 +178,8 @@ def load_into(model: Transformer, path: str | Path, weights: str = "ema") -> Loa
     """Starts `model` from other weights, by name: a checkpoint, a run, or diffusers' Latte or PixArt-alpha.
 
     Parameters that the file lacks keep their values. Raises WeightsError, leaving the model as it was, when
-    a shape differs or when less than half of the model's parameters have a match.
+    a shape differs or when less than half of the model's parameters have a match. A learned range that only one
+    of the two has is left out, or starts anew.
     """
     folder, info = diffusers_folder.find(Path(path)), None
     if folder is None:
@@ -174,11 +191,27 @@ def load_into(model: Transformer, path: str | Path, weights: str = "ema") -> Loa
     else:
         found = diffusers_folder.class_name(folder)
         raise WeightsError(f"{folder} holds a {found}; expected a {LATTE} or {PIXART}")
+    tensors = _fit_output(tensors, model)
     report = _compare(model, tensors, folder)
     if report.matched_share < MIN_MATCHED_SHARE:
         raise WeightsError(f"{folder} is of another model; expected at least half of it to match: {report}")
     model.load_state_dict({name: tensors[name] for name in report.matched}, strict=False)
     return replace(report, info=info)
+
+
+def _fit_output(tensors: dict[str, Tensor], model: Transformer) -> dict[str, Tensor]:
+    """The tensors with the model's number of outputs, where a learned range is all that one has and the other not."""
+    fitted, state = dict(tensors), model.state_dict()
+    for name in ("proj_out.weight", "proj_out.bias"):
+        given, own = tensors.get(name), state[name]
+        if given is None or given.shape[1:] != own.shape[1:] or len(given) not in (2 * len(own), len(own) / 2):
+            continue
+        # The outputs of each pixel of a patch are its channels, those of the range last.
+        source, whole = (tensor.unflatten(0, (model.config.patch_size**2, -1)) for tensor in (given, own.clone()))
+        shared = min(source.shape[1], whole.shape[1])
+        whole[:, :shared] = source[:, :shared]
+        fitted[name] = whole.flatten(0, 1)
+    return fitted
 
 
 def _compare(model: Transformer, tensors: Mapping[str, Tensor], source: Path) -> LoadReport:
@@ -221,14 +254,15 @@ def _read_info(folder: Path) -> CheckpointInfo:
         raise WeightsError(f"{folder / INFO} has format_version {version}; expected {FORMAT_VERSION}")
     try:
         content["transformer"] = TransformerConfig(**content["transformer"])
-        content["flow"] = FlowConfig(**_tuples(content["flow"]))
-        info = CheckpointInfo(**_tuples(content))
+        content["objective"] = _read_objective(content["objective"])
+        return CheckpointInfo(**_tuples(content))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / INFO} does not describe a checkpoint: {error!r}") from error
-    if info.prediction not in get_args(Prediction):
-        expected = " or ".join(get_args(Prediction))
-        raise WeightsError(f"{folder / INFO} has prediction {info.prediction!r}; expected {expected}")
-    return info
+
+
+def _read_objective(content: Mapping[str, Any]) -> ObjectiveConfig:
+    flow, diffusion = FlowConfig(**_tuples(content["flow"])), DiffusionConfig(**content["diffusion"])
+    return ObjectiveConfig(content["prediction"], flow, diffusion)
 
 
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from shards import storage
 from shards.errors import DatasetError, ShardError
 from shards.filter import Filter
 from shards.manifest import INDEX, BucketEntry, ColumnEntry
-from shards.schema import CHECKSUM, KEY, LATENTS, LENGTH, OFFSET, SHAPE, SHARD, index_field, index_schema
+from shards.schema import CHECKSUM, KEY, LATENTS, LENGTH, OFFSET, SHAPE, SHARD, SPLIT, index_field, index_schema
 from shards.tars import Tar
 
 
@@ -42,7 +42,8 @@ class OpenBucket:
 def open_bucket(root: storage.Place, name: str, entry: BucketEntry, columns: list[str], filter: str) -> OpenBucket:
     """Reads the columns' part of a bucket's index, after a check of the whole file's hash.
 
-    ``filter`` says which rows are chosen; all if it is empty. Raises DatasetError where it is no condition on the
+    ``filter`` says which rows are chosen; all if it is empty. It may use ``split``, a number from 0 to 1 that each
+    source has of its own, the same in all datasets. Raises DatasetError where the filter is no condition on the
     index's columns, ShardError if the index is damaged.
     """
     path = root / INDEX / entry.index
@@ -65,9 +66,21 @@ def _select(index: pa.Table, filter: str) -> pa.Table:
     if not filter:
         return index
     try:
-        return index.filter(Filter.parse(filter).mask(index))
+        condition = Filter.parse(filter)
+        table = index.append_column(SPLIT, _split(index)) if SPLIT in condition.columns else index
+        return index.filter(condition.mask(table))
     except ValueError as error:
         raise DatasetError(f"data.filter: {error}") from error
+
+
+def _split(index: pa.Table) -> pa.Array:
+    """A number of each row, evenly spread over [0, 1), to divide a dataset by: ``split < 0.01`` is a hundredth.
+
+    A pure function of the row's source, so that all clips of a video are on one side; of its key where it has none.
+    """
+    sources = pc.coalesce(index["source"], index[KEY]).combine_chunks().dictionary_encode()
+    words = [xxhash.xxh3_64_intdigest(f"split {source}".encode()) for source in sources.dictionary.to_pylist()]
+    return pa.array(np.array(words, np.uint64) / 2**64).take(sources.indices)
 
 
 def _records(folder: storage.Place, entry: ColumnEntry, index: pa.Table, column: str) -> Records:

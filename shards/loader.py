@@ -19,7 +19,7 @@ from shards.cache import TarCache, require_room
 from shards.dataset import Dataset, require_equal
 from shards.errors import DatasetError
 from shards.memory import RecycledMemory
-from shards.order import SampleOrder
+from shards.order import FixedOrder, SampleOrder
 from shards.schema import (
     CHECKSUM,
     KEY,
@@ -105,7 +105,7 @@ class Loader:
     in width from the null text, which is the first column's, or if the cache is too small for a window of shards.
     """
 
-    def __init__(self, dataset: Dataset, config: DataConfig, order: SampleOrder, rank: int, world: int):
+    def __init__(self, dataset: Dataset, config: DataConfig, order: SampleOrder | FixedOrder, rank: int, world: int):
         assert 0 <= rank < world
         for setting in ("prefetch_batches", "read_threads"):
             if getattr(config, setting) < 1:

@@ -143,6 +143,33 @@ def batch_sizes(sample_tokens: Mapping[str, int], batch_tokens: int, multiple: i
     return {name: max(batch_tokens // tokens // multiple, 1) * multiple for name, tokens in sample_tokens.items()}
 
 
+class FixedOrder:
+    """Given rows of each bucket, each once: what is read again and again to validate.
+
+    A bucket's last batch is filled up with rows that it has already; their position is -1.
+    """
+
+    def __init__(self, rows: Mapping[str, Sequence[int]], batch_size: Mapping[str, int]):
+        self.batch_size = {name: batch_size[name] for name in sorted(rows) if len(rows[name])}
+        self.seed = 0
+        self._batches: list[GlobalBatch] = []
+        position = 0
+        for name, size in self.batch_size.items():
+            for start in range(0, len(rows[name]), size):
+                own = np.array(rows[name][start : start + size], np.int64)
+                positions = np.full(size, -1, np.int64)
+                positions[: len(own)] = np.arange(position, position + len(own))
+                self._batches.append(GlobalBatch(name, np.resize(own, size), positions))
+                position += len(own)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def batch(self, step: int) -> GlobalBatch:
+        """The global batch of a step, from 0 to below the length."""
+        return self._batches[step]
+
+
 def _permutation(length: int, *key: int | str) -> np.ndarray:
     """A permutation that depends on ``key`` alone.
 

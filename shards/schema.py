@@ -28,6 +28,7 @@ MEAN, STD, TEXT = "mean.npy", "std.npy", "text.npy"  # a member is KEY.mean.npy,
 
 KEY, STATUS, MESSAGE, SHARD = "key", "status", "message", "shard"
 OFFSET, LENGTH, CHECKSUM, SHAPE = "offset", "length", "checksum", "shape"
+SPLIT = "split"  # known to filters alone (see ``bucket_index``)
 TOKENS, CAPTION, CAPTION_HASH = "tokens", "caption", "caption_hash"
 WRITTEN = "written"  # the status of a clip that has a record; any other status is the reason of its reject
 

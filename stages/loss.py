@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models import flow
 from models.latents import LatentStats
+from models.objective import Objective
 from shards.loader import Batch
 
 
@@ -16,7 +16,7 @@ from shards.loader import Batch
 class Draws:
     """The random numbers of a batch of b samples."""
 
-    sigma: torch.Tensor  # [b] standard normal
+    level: torch.Tensor  # [b] standard normal, which the objective makes a noise level of
     dropout: torch.Tensor  # [b] uniform
     noise: torch.Tensor  # [b, C, T, h, w] standard normal
     posterior: torch.Tensor | None  # the same shape, where the dataset stores a posterior's std
@@ -26,8 +26,7 @@ def draw(seed: int, positions: np.ndarray, shape: torch.Size, *, posterior: bool
     """One generator a sample, seeded by (seed, its position in the endless stream of samples)."""
     rows = []
     for position in positions:
-        digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        generator = _generator(f"{seed}/{position}")
         rows.append(
             (
                 torch.randn((), generator=generator),
@@ -36,19 +35,29 @@ def draw(seed: int, positions: np.ndarray, shape: torch.Size, *, posterior: bool
                 torch.randn(shape, generator=generator) if posterior else torch.empty(0),
             )
         )
-    sigma, dropout, noise, sampled = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Draws(sigma, dropout, noise, sampled if posterior else None)
+    level, dropout, noise, sampled = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Draws(level, dropout, noise, sampled if posterior else None)
 
 
-class FlowLoss:
-    """Rectified-flow loss with classifier-free caption dropout (Ho & Salimans, 2022).
+def held_out_noise(keys: list[str], level: float, shape: torch.Size) -> torch.Tensor:
+    """[b, C, T, h, w] standard normal, the same for a sample and a level in every run."""
+    return torch.stack([torch.randn(shape, generator=_generator(f"held out/{level:g}/{key}")) for key in keys])
+
+
+def _generator(name: str) -> torch.Generator:
+    digest = hashlib.blake2b(name.encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+class LatentLoss:
+    """An objective's loss with classifier-free caption dropout (Ho & Salimans, 2022).
 
     A dropped caption becomes the null text with the null's own mask, never the null under the caption's mask.
     """
 
     def __init__(
         self,
-        config: flow.FlowConfig,
+        objective: Objective,
         stats: LatentStats,
         null_text: torch.Tensor,  # [L0, D], all of it true tokens
         *,
@@ -57,7 +66,7 @@ class FlowLoss:
         seed: int,
         device: torch.device,
     ):
-        self.config = config
+        self.objective = objective
         self.stats = stats
         self.null_text = null_text.to(device, torch.float32)
         self.frame_interval_s = frame_interval_s
@@ -65,26 +74,46 @@ class FlowLoss:
         self.seed = seed
         self.device = device
 
-    def __call__(self, model: torch.nn.Module, batch: Batch, tokens: int) -> torch.Tensor:
-        """The mean loss over the batch, a scalar; ``tokens`` is what the model cuts a sample into."""
+    def training(self, model: torch.nn.Module, batch: Batch, tokens: int) -> torch.Tensor:
+        """The mean over the batch at random levels, a scalar; ``tokens`` is what the model cuts a sample into."""
         latents = self._to_device(batch.mean).transpose(1, 2)  # [b, T, C, h, w] -> [b, C, T, h, w]
         draws = draw(self.seed, batch.positions, latents.shape[1:], posterior=batch.std is not None)
         if batch.std is not None and draws.posterior is not None:
             std = self._to_device(batch.std).transpose(1, 2)
             latents = latents + std * draws.posterior.to(self.device)
-        latents = self.stats.normalise(latents)
-        noise = draws.noise.to(self.device)
-        sigma = flow.sigmas(self.config, draws.sigma.to(self.device), flow.shift_for(self.config, tokens))
         text, mask = self._drop_captions(batch, draws.dropout)
-        predicted = model(
-            flow.noised(latents, noise, sigma),
-            flow.timestep(sigma),
+        level = self.objective.levels(draws.level, tokens)
+        return self._of_frames(model, batch, self.stats.normalise(latents), draws.noise, level, text, mask).mean()
+
+    def held_out(self, model: torch.nn.Module, batch: Batch, level: float) -> torch.Tensor:
+        """Each sample's, [b], at one level: of the mean latents, with fixed noise and every caption."""
+        latents = self.stats.normalise(self._to_device(batch.mean).transpose(1, 2))
+        noise = held_out_noise(batch.keys, level, latents.shape[1:])
+        levels = torch.full((len(batch.keys),), level)
+        text, mask = self._to_device(batch.text), torch.from_numpy(batch.text_mask).to(self.device)
+        return self._of_frames(model, batch, latents, noise, levels, text, mask).mean(1)
+
+    def _of_frames(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        level: torch.Tensor,
+        text: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """[b, T], from normalised latents and noise [b, C, T, h, w], levels [b] or [b, T] and the text."""
+        noise = noise.to(self.device)
+        output = model(
+            self.objective.noised(latents, noise, level),
+            self.objective.timestep(level).to(self.device),
             text,
             mask,
             frame_interval_s=self.frame_interval_s * batch.frame_stride,
             size=(batch.bucket.height, batch.bucket.width),
         )
-        return flow.loss(predicted, flow.velocity(latents, noise)).mean()
+        return self.objective.loss(output, latents, noise, level)
 
     def _drop_captions(self, batch: Batch, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         text = self._to_device(batch.text)  # [b, L, D], L is at least the null's length

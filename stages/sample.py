@@ -3,14 +3,15 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from models import flow
 from models.latents import LatentStats
+from models.objective import make_objective
 from models.text import TextEncoder, text_encoder_identity
 from models.transformer import Transformer
 from models.vae import FrozenVAE, vae_identity
@@ -205,10 +206,10 @@ def denoise(
     steps: int,
     guidance_scale: float,
 ) -> torch.Tensor:
-    """Normalised latents [B, C, T, h, w] from noise by Euler steps under classifier-free guidance.
+    """Normalised latents [B, C, T, h, w] from noise by the objective's steps under classifier-free guidance.
 
     texts: B of [L, D], any lengths; null_text [L0, D]. Each sample's noise comes from its own seed, and text
-    is masked to its own length, so that a sample does not depend on its batch.
+    is masked to its own length, so that a sample does not depend on its batch. Guidance acts on all channels.
     """
     device = next(model.parameters()).device
     count = len(texts)
@@ -216,16 +217,16 @@ def denoise(
     guided = guidance_scale != 1
     text, mask = pad([*texts, *([null_text] * count if guided else [])], device)
     size = (shape[2] * info.vae["spatial_factor"], shape[3] * info.vae["spatial_factor"])
-    shift = flow.shift_for(info.flow, model.config.tokens(*shape[1:]))
-    sigmas = flow.schedule(steps, shift).tolist()
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    objective = make_objective(info.objective)
+    levels = objective.schedule(steps, model.config.tokens(*shape[1:])).tolist()
+    for level, following in pairwise(levels):
         inputs = torch.cat([x, x]) if guided else x
-        timestep = flow.timestep(torch.full((len(inputs),), sigma, device=device))
-        velocity = model(inputs, timestep, text, mask, frame_interval_s=info.frame_interval_s, size=size).float()
+        timestep = objective.timestep(torch.full((len(inputs),), level, device=device))
+        output = model(inputs, timestep, text, mask, frame_interval_s=info.frame_interval_s, size=size).float()
         if guided:
-            conditional, unconditional = velocity.chunk(2)
-            velocity = unconditional + guidance_scale * (conditional - unconditional)
-        x = flow.euler_step(x, velocity, sigma, following)
+            conditional, unconditional = output.chunk(2)
+            output = unconditional + guidance_scale * (conditional - unconditional)
+        x = objective.step(x, output, level, following)
     return x
 
 

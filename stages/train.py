@@ -3,17 +3,17 @@
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from models.flow import FlowConfig
 from models.latents import LatentStats
+from models.objective import ObjectiveConfig, make_objective
 from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
-from models.weights import CheckpointInfo, LoadReport, load_into
+from models.weights import CheckpointInfo, LoadReport, load_into, read_prediction
 from shards.dataset import Dataset
 from shards.loader import DataConfig, Loader, selection_hash
 from shards.order import SampleOrder, batch_sizes
@@ -22,10 +22,11 @@ from stages import checkpoint
 from stages.checkpoint import Progress
 from stages.engine import Engine, Ranks, check_settings, check_shared, mean_over_ranks, start_ranks
 from stages.errors import ConfigError, WorkError, at_least
-from stages.loss import FlowLoss
+from stages.loss import LatentLoss
 from stages.optimizer import OptimizerConfig, learning_rate
 from stages.output import output_folder, save_settings, save_summary
 from stages.runlog import RunLog, Stopwatch, peak_memory_gb
+from stages.validate import HeldOut, ValidationConfig, training_filter
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ class TrainConfig:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=lambda: {"preset": "XL/2"})
-    flow: FlowConfig = field(default_factory=FlowConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: StepConfig = field(default_factory=StepConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
 
@@ -98,7 +100,8 @@ def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
     if not config.data.shards:
         raise ConfigError("data.shards is not set: give data.shards=the output folder of an encode")
     columns = list(config.data.text_columns())
-    dataset = Dataset.open(config.data.shards, text=columns, filter=config.data.filter)
+    chosen = training_filter(config.data.filter, config.validation)
+    dataset = Dataset.open(config.data.shards, text=columns, filter=chosen)
     vae = dataset.shared(LATENTS, "vae")
     multiple = vae["spatial_factor"] * transformer_config(config).patch_size
     for bucket in dataset.buckets:
@@ -134,6 +137,27 @@ def _batch_sizes(settings: StepConfig, sample_tokens: dict[str, int]) -> dict[st
     return dict.fromkeys(sample_tokens, settings.batch_size)
 
 
+def open_held_out(config: TrainConfig, source: Source, rank: int = 0, world: int = 1) -> HeldOut | None:
+    """The clips to validate on. Raises ConfigError where ``validation.holdout`` holds none."""
+    sizes = {name: size // config.train.gradient_accumulation for name, size in source.order.batch_size.items()}
+    return HeldOut.open(config.validation, config.data, sizes, rank, world)
+
+
+def with_prediction(config: TrainConfig, resumed: Path | None) -> TrainConfig:
+    """The config with a prediction: what is set, or that of the run so far, or of ``train.init_from``'s weights.
+
+    Fresh weights take rectified flow. Raises ConfigError where ``objective`` has settings of another kind.
+    """
+    prediction = config.objective.prediction
+    if prediction is None:
+        source = resumed or config.train.init_from
+        prediction = read_prediction(source) if source else "velocity"
+    try:
+        return replace(config, objective=replace(config.objective, prediction=prediction))
+    except ValueError as error:
+        raise ConfigError(f"objective.{error}, or set objective.prediction") from None
+
+
 def transformer_config(config: TrainConfig, **data: int) -> TransformerConfig:
     """The network that the ``model`` section names, with the sizes that the data set."""
     settings = dict(config.model)
@@ -147,8 +171,10 @@ def build_model(config: TrainConfig, source: Source) -> Transformer:
     """The transformer for this data, with fresh weights drawn from the run's seed."""
     torch.manual_seed(config.seed)
     channels = source.vae["latent_channels"]
-    sizes = {"in_channels": channels, "out_channels": channels, "text_dim": source.text_encoder["dim"]}
-    model = Transformer(transformer_config(config, **sizes))
+    objective = make_objective(config.objective)
+    outputs = objective.out_channels(channels)
+    sizes = {"in_channels": channels, "out_channels": outputs, "text_dim": source.text_encoder["dim"]}
+    model = Transformer(transformer_config(config, **sizes), objective.prediction)
     model.activation_checkpointing = config.train.activation_checkpointing
     return model
 
@@ -161,6 +187,7 @@ class Run:
     folder: Path
     ranks: Ranks
     source: Source
+    held_out: HeldOut | None
     model: Transformer
     info: CheckpointInfo
     engine: Engine
@@ -173,11 +200,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     folder = output_folder(config.output)
     check_shared(folder, ranks)
     source = open_source(config, ranks.rank, ranks.world)
+    held_out = open_held_out(config, source, ranks.rank, ranks.world)
+    resumed = checkpoint.newest(folder)
+    config = with_prediction(config, resumed)
     model = build_model(config, source)
     info = _info(config, model, source)
 
     # Where to start: the newest checkpoint of this run, or other weights, or fresh ones.
-    resumed = checkpoint.newest(folder)
     sizes = source.order.batch_size
     progress = Progress(0, 0, config.seed, sizes, config.data.window_shards, source.selection_hash)
     if resumed:
@@ -185,7 +214,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         load_into(model, resumed, "model")
     elif config.train.init_from:
         ranks.print(_start_from(config.train.init_from, model, source))
-    run = Run(config, folder, ranks, source, model, info, _engine(config, model, ranks))
+        ranks.print(_predictions(config.train.init_from, info))
+    run = Run(config, folder, ranks, source, held_out, model, info, _engine(config, model, ranks))
     if resumed:
         checkpoint.restore(resumed, run.engine, progress)
     if ranks.main:
@@ -206,9 +236,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
-    config, settings, source = run.config, run.config.train, run.source
-    loss_of = FlowLoss(
-        config.flow,
+    config, settings, source, held_out = run.config, run.config.train, run.source, run.held_out
+    loss_of = LatentLoss(
+        make_objective(config.objective),
         LatentStats.of(source.vae),
         source.null_text,
         frame_interval_s=1 / source.fps,
@@ -228,7 +258,7 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             tokens = run.model.config.tokens(batch.mean.shape[1], *batch.mean.shape[3:])
             losses = []
             for part in batch.split(settings.gradient_accumulation):
-                loss = loss_of(run.engine.module, part, tokens)
+                loss = loss_of.training(run.engine.module, part, tokens)
                 run.engine.backward(loss)
                 losses.append(loss.detach())
             norm = run.engine.step(learning_rate(step, settings.steps, config.optimizer))
@@ -236,7 +266,8 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             watch.add(samples, samples * tokens, waited_s)
             done = step + 1
 
-            logs = done % settings.log_every == 0 or done == settings.steps
+            validates = held_out and (done % config.validation.every == 0 or done == settings.steps)
+            logs = done % settings.log_every == 0 or done == settings.steps or validates
             saves = done % settings.save_every == 0 or done == settings.steps
 
             # Check: nothing that is not finite is ever saved.
@@ -247,9 +278,12 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
 
             # Report.
             if logs:
+                keys = source.loader.keys(step) if settings.log_sample_ids else None
+                metrics = _metrics(config, done, mean_loss, norm, watch, keys)
+                if held_out and validates:
+                    metrics |= held_out.losses(run.engine.module, loss_of)
                 if log:
-                    keys = source.loader.keys(step) if settings.log_sample_ids else None
-                    log.write(_metrics(config, done, mean_loss, norm, watch, keys))
+                    log.write(metrics)
                 watch = Stopwatch()
 
             # Save.
@@ -312,8 +346,7 @@ def _info(config: TrainConfig, model: Transformer, source: Source) -> Checkpoint
     return CheckpointInfo(
         step=0,
         transformer=model.config,
-        prediction="velocity",
-        flow=config.flow,
+        objective=config.objective,
         vae=source.vae,
         text_encoder=source.text_encoder,
         frame_interval_s=1 / source.fps,
@@ -337,12 +370,20 @@ def _start_from(path: str, model: Transformer, source: Source) -> LoadReport:
     return report
 
 
+def _predictions(path: str, info: CheckpointInfo) -> str:
+    """What the weights that a run starts from predict, and what it trains them to."""
+    found = read_prediction(path)
+    if found == info.prediction:
+        return f"{path} predicts {found}, and so does this run"
+    return f"warning: {path} predicts {found}, this run {info.prediction}: its samples need training to be good again"
+
+
 def _opening(run: Run, progress: Progress) -> str:
     parameters = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
     start = f"continues at step {progress.step}" if progress.step else "starts"
     return (
         f"{run.folder} {start}: {parameters:.2f} M parameters, {run.ranks.world} ranks on "
-        f"{run.ranks.device.type}, {run.config.train.precision}; {_batches(run.source)}"
+        f"{run.ranks.device.type}, {run.config.train.precision}, predicts {run.info.prediction}; {_batches(run.source)}"
     )
 
 
@@ -359,13 +400,16 @@ def describe(config: TrainConfig, world: int) -> str:
     """What ``train`` would do, in a few lines."""
     check(config, world)
     source = open_source(config, 0, world)
+    held_out = open_held_out(config, source, 0, world)
+    config = with_prediction(config, checkpoint.newest(Path(config.output)) if config.output else None)
     model = build_model(config, source)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
     passes = source.order.samples_before(config.train.steps) / epoch
     state_gb = parameters * 20 / world / 1e9
     return (
-        f"{parameters / 1e6:.2f} M parameters; {epoch} samples, {passes:.1f} passes over them; {_batches(source)}\n"
+        f"{parameters / 1e6:.2f} M parameters that predict {config.objective.prediction}; {epoch} samples, "
+        f"{passes:.1f} passes over them, {held_out.samples if held_out else 0} held-out samples; {_batches(source)}\n"
         f"checkpoints of {parameters * 16 / 1e9:.2f} GB, the newest {config.train.keep_last} kept; "
         f"weights, moments and average take about {state_gb:.2f} GB a rank, activations come on top"
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.flow import FlowConfig
+from models.objective import ObjectiveConfig
 from models.presets import preset
 from models.transformer import Transformer
 from models.weights import CheckpointInfo
@@ -51,7 +51,7 @@ def test_a_sample_does_not_depend_on_its_batch(guidance_scale: float) -> None:
     model = Transformer(preset("tiny")).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    info = CheckpointInfo(0, model.config, "velocity", FlowConfig(), {"spatial_factor": 8}, {}, 1 / 8, ())
+    info = CheckpointInfo(0, model.config, ObjectiveConfig("velocity"), {"spatial_factor": 8}, {}, 1 / 8, ())
     texts, null = [torch.randn(length, 64) for length in (3, 11, 1, 6)], torch.randn(1, 64)
 
     def latents(chosen: list[int]) -> torch.Tensor:

@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from models.latents import LatentStats
+from models.objective import make_objective
+from models.weights import load_transformer, read_info, read_null_text
+from shards.loader import DataConfig
+from stages.loss import LatentLoss
+from stages.validate import HeldOut, ValidationConfig
 from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings
 
 STATE = ("model", "ema", "exp_avg", "exp_avg_sq")
@@ -90,6 +97,10 @@ MISTAKES = [
     (["optimizer.lr=-1"], "lr: found -1.0"),
     (["data.window_shards=3"], "window_shards was 8, is 3"),
     (["model.patch_size=3", "output=OTHER"], "expected multiples of 24 pixels"),
+    (["objective.prediction=epsilon"], "flow: prediction epsilon has no use for these settings"),
+    (["objective.flow.logit_mean=1"], "belongs to another run (objective was"),
+    (["validation.holdout=0.000001", "output=OTHER"], "validation.holdout is 1e-06"),
+    (["validation.holdout=0.3"], "belongs to another run (selection_hash was"),
 ]
 
 ALL_MISTAKES = """
@@ -132,6 +143,34 @@ def test_bf16_under_zero_3_with_activation_checkpointing_resumes_bit_equal(road:
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
+def test_held_out_clips_have_the_loss_of_the_checkpoints_weights(
+    road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ZeRO-3 on two ranks as in one process, here with epsilon and its learned range."""
+    run(*deepspeed(2), *train_settings(road.shards, tmp_path), "train.steps=2", "train.log_every=2",
+        "objective.prediction=epsilon", "objective.flow.shift_tokens=[256, 14336, 131072]",
+        "objective.flow.shift_values=[1, 3, 6]", "optimizer.warmup_steps=0", "validation.holdout=0.2",
+        "validation.samples=5", "validation.levels=2", "validation.every=1", "deepspeed.zero_optimization.stage=3",
+        )  # fmt: skip
+    told = metrics(tmp_path)
+    assert [line["step"] for line in told] == [1, 2]
+    assert told[0]["validation_loss"] != told[1]["validation_loss"]
+
+    model, info = load_transformer(tmp_path, "model"), read_info(tmp_path)
+    assert (model.prediction, model.config.out_channels) == ("epsilon", 2 * model.config.in_channels)
+    loss_of = LatentLoss(
+        make_objective(info.objective), LatentStats.of(info.vae), read_null_text(tmp_path)[0],
+        frame_interval_s=info.frame_interval_s, caption_dropout=0.1, seed=0, device=torch.device("cpu"),
+    )  # fmt: skip
+    monkeypatch.setattr("stages.validate.mean_over_ranks", lambda values: values)
+    config = ValidationConfig(holdout=0.2, samples=5, levels=2)
+    held_out = HeldOut.open(config, DataConfig(str(road.shards)), {"64x64x8": 2}, 0, 1)
+    assert held_out is not None and held_out.samples == 5
+    expected = held_out.losses(model, loss_of)
+    assert {name: told[1][name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert list(expected)[1:] == ["validation_loss/level_0.25", "validation_loss/level_0.75"]
+
+
 def test_weights_of_another_vae_are_refused(road: Road, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(road.run / "checkpoints" / "step-0000004", other)
@@ -145,7 +184,7 @@ def test_weights_of_another_vae_are_refused(road: Road, tmp_path: Path) -> None:
 def test_a_run_starts_from_the_weights_of_another(road: Road, tmp_path: Path) -> None:
     settings = train_settings(road.shards, tmp_path / "run")
     done = run(*deepspeed(2), *settings, f"train.init_from={road.run}", "optimizer.lr=0.0", "train.steps=1")
-    assert "100.0% of the model" in done.stdout
+    assert "100.0% of the model" in done.stdout and "predicts velocity, and so does this run" in done.stdout
     started = load_file(tmp_path / "run/checkpoints/step-0000001/model.safetensors")
     source = load_file(road.run / "checkpoints/step-0000004/ema.safetensors")
     assert all((started[name] == source[name]).all() for name in source)

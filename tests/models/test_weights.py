@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.diffusion import DiffusionConfig
 from models.errors import WeightsError
 from models.flow import FlowConfig
+from models.objective import ObjectiveConfig
 from models.transformer import Transformer
 from models.weights import (
     CheckpointInfo,
@@ -19,6 +21,7 @@ from models.weights import (
     load_transformer,
     read_info,
     read_null_text,
+    read_prediction,
     save_checkpoint,
 )
 from tests.models.networks import SMALL, assert_close, inputs, latte, pixart, random_transformer, randomise
@@ -26,8 +29,7 @@ from tests.models.networks import SMALL, assert_close, inputs, latte, pixart, ra
 INFO = CheckpointInfo(
     step=40,
     transformer=replace(SMALL, pooled_text=True, temporal_pos="branch"),
-    prediction="velocity",
-    flow=FlowConfig(shift_tokens=(128,), shift_values=(4.0,), logit_mean=0.5),
+    objective=ObjectiveConfig("velocity", FlowConfig(shift_tokens=(128,), shift_values=(4.0,), logit_mean=0.5)),
     vae={"weights_hash": "ab", "latent_channels": 4, "shift_factor": None},
     text_encoder={"weights_hash": "cd", "dim": 20},
     frame_interval_s=0.125,
@@ -51,6 +53,11 @@ def _save_reference(reference: torch.nn.Module, folder: Path, **options: str) ->
 def _edit_json(path: Path, **changes: object) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | changes))
+
+
+def _edit_objective(folder: Path, **changes: object) -> None:
+    path = folder / "model.json"
+    _edit_json(path, objective=json.loads(path.read_text())["objective"] | changes)
 
 
 @pytest.mark.parametrize(("weights", "seed"), [("ema", 1), ("model", 0)])
@@ -78,8 +85,10 @@ def test_the_null_text_comes_back(tmp_path: Path) -> None:
 
 
 def test_prediction_is_taken_from_the_checkpoint(tmp_path: Path) -> None:
-    folder = _save(tmp_path / "step-40", replace(INFO, prediction="epsilon"))
-    assert load_transformer(folder).prediction == "epsilon"
+    objective = ObjectiveConfig("v", diffusion=DiffusionConfig(min_snr_gamma=5))
+    folder = _save(tmp_path / "step-40", replace(INFO, objective=objective))
+    assert load_transformer(folder).prediction == read_prediction(folder) == "v"
+    assert read_info(folder).objective == objective
 
 
 def test_a_run_folder_gives_its_newest_whole_checkpoint(tmp_path: Path) -> None:
@@ -264,9 +273,11 @@ def _change_tensors(folder: Path, **changes: Tensor) -> None:
         (lambda f: (f / "model.json").write_text("{"), "model.json cannot be read as JSON"),
         (lambda f: (f / "model.json").write_text("[]"), "holds a JSON list; expected an object"),
         (lambda f: _edit_json(f / "model.json", format_version=2), "format_version 2; expected 1"),
-        (lambda f: _edit_json(f / "model.json", flow=3), "model.json does not describe a checkpoint"),
+        (lambda f: _edit_json(f / "model.json", objective=3), "model.json does not describe a checkpoint"),
         (lambda f: _edit_json(f / "model.json", extra=3), "extra"),
-        (lambda f: _edit_json(f / "model.json", prediction="x0"), "'x0'; expected velocity or epsilon"),
+        (lambda f: _edit_objective(f, prediction="x0"), "'x0'; expected velocity or epsilon or v"),
+        (lambda f: _edit_objective(f, prediction=None), "objective.prediction is not known"),
+        (lambda f: _edit_objective(f, diffusion={"min_snr_gamma": 5}), "prediction velocity has no use"),
         (
             lambda f: _edit_json(f / "model.json", transformer={"depth": 2}),
             "unexpected keyword argument 'depth'",
@@ -278,6 +289,31 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, damage, message: str) -> 
     damage(folder)
     with pytest.raises(WeightsError, match=message):
         load_transformer(folder)
+
+
+@torch.no_grad()
+def test_weights_with_a_learned_range_start_a_model_without_and_the_other_way(tmp_path: Path) -> None:
+    """The outputs that both have are those of the file, channel by channel."""
+    reference = randomise(latte(SMALL, 3))  # 4 channels of epsilon, 4 of its range
+    folder = _save_reference(reference, tmp_path / "latte")
+    assert read_prediction(folder) == "epsilon"
+    latents, timestep, text, mask = inputs()
+    expected = reference(latents, timestep, text, return_dict=False)[0]
+
+    velocity = Transformer(replace(SMALL, out_channels=4))
+    report = load_into(velocity, folder)
+    assert report.matched_share == 1
+    assert_close(velocity(latents, timestep, text, mask), expected[:, :4])
+
+    state = {"ema": velocity.state_dict()}
+    (tmp_path / "ours").mkdir()
+    info = replace(INFO, transformer=velocity.config)
+    save_checkpoint(tmp_path / "ours", info, state, NULL_TEXT)
+    with_range = Transformer(SMALL)
+    load_into(with_range, tmp_path / "ours")
+    found = with_range(latents, timestep, text, mask)
+    assert_close(found[:, :4], expected[:, :4])
+    assert (found[:, 4:] == 0).all()  # as it started
 
 
 def test_null_text_of_another_layout_is_refused(tmp_path: Path) -> None:

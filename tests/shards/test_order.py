@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shards.errors import DatasetError
-from shards.order import SampleOrder, batch_sizes
+from shards.order import FixedOrder, SampleOrder, batch_sizes
 
 A, B, C = "64x64x16", "64x64x8", "128x64x8"
 MIXED = ({A: [5, 0, 7, 3], B: [4, 4, 4, 4, 1], C: [2]}, {A: 4, B: 3, C: 5})
@@ -157,3 +157,17 @@ def test_what_cannot_be_ordered_is_refused():
 def test_a_bucket_without_samples_is_passed_over():
     order = SampleOrder({A: [0], B: [3]}, {A: 2, B: 2}, 0, 1)
     assert {order.batch(step).bucket for step in range(20)} == {B}
+
+
+def test_a_fixed_order_gives_each_row_once_in_full_batches():
+    rows = {B: [5, 2, 9], A: list(range(10, 18)), "32x32x1": []}
+    order = FixedOrder(rows, {A: 4, B: 2, "32x32x1": 3})
+    batches = [order.batch(step) for step in range(len(order))]
+    assert [batch.bucket for batch in batches] == [A, A, B, B] and order.batch_size == {A: 4, B: 2}
+    seen, positions = {A: [], B: []}, []
+    for bucket, batch_rows, batch_positions in batches:
+        assert len(batch_rows) == len(batch_positions) == order.batch_size[bucket]
+        assert set(batch_rows) <= set(rows[bucket])
+        seen[bucket] += batch_rows[batch_positions >= 0].tolist()
+        positions += batch_positions[batch_positions >= 0].tolist()
+    assert seen == {A: rows[A], B: rows[B]} and positions == list(range(11))

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.flow import FlowConfig
+from models.flow import FlowConfig, RectifiedFlow
 from models.latents import LatentStats
 from shards.errors import DatasetError
 from shards.loader import DataConfig
 from stages.errors import ConfigError
-from stages.loss import FlowLoss
+from stages.loss import LatentLoss
 from stages.train import StepConfig, TrainConfig, check, describe, open_source
 from tests.stages.mixed_dataset import COUNTS, VAE, mixed_dataset
 
@@ -90,14 +90,16 @@ def test_the_model_is_told_the_time_between_the_frames_that_are_left(shards: Pat
     source = open_source(config(shards, {"strides": (2,)}))
     told = []
 
-    def model(latents: torch.Tensor, *_: torch.Tensor, frame_interval_s: float) -> torch.Tensor:
+    def model(latents: torch.Tensor, *_: torch.Tensor, frame_interval_s: float, **size: object) -> torch.Tensor:
         told.append((latents.shape[2], frame_interval_s))
         return latents
 
-    loss = FlowLoss(FlowConfig(), LatentStats.of(source.vae), source.null_text, frame_interval_s=1 / source.fps,
-                    caption_dropout=0.1, seed=0, device=torch.device("cpu"))  # fmt: skip
+    loss = LatentLoss(
+        RectifiedFlow(FlowConfig()), LatentStats.of(source.vae), source.null_text, frame_interval_s=1 / source.fps,
+        caption_dropout=0.1, seed=0, device=torch.device("cpu"),
+    )  # fmt: skip
     for batch in source.loader.batches(0, 12):
-        loss(model, batch, 16)
+        loss.training(model, batch, 16)
     assert set(told) == {(1, 1 / 8), (4, 2 / 8)}  # pictures, and clips of 8 frames
 
 

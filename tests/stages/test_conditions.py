@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.flow import FlowConfig
+from models.flow import FlowConfig, RectifiedFlow
 from models.latents import LatentStats
+from models.objective import ObjectiveConfig
 from models.presets import preset
 from models.transformer import Transformer
 from models.weights import CheckpointInfo
 from shards.loader import Batch
 from shards.schema import Bucket
-from stages.loss import FlowLoss
+from stages.loss import LatentLoss
 from stages.sample import denoise
 
 BUCKET, SHAPE = Bucket(48, 80, 3), (4, 3, 6, 10)  # and its latents, of a VAE that makes 8 x 8 pixels one
@@ -28,17 +29,18 @@ def test_a_network_is_told_the_size_in_pixels_and_the_time_between_frames(told: 
     if told == "train":
         _loss(model)
     else:
-        info = CheckpointInfo(0, model.config, "velocity", FlowConfig(), {"spatial_factor": 8}, {}, 1 / 24, ())
+        info = CheckpointInfo(0, model.config, ObjectiveConfig("velocity"), {"spatial_factor": 8}, {}, 1 / 24, ())
         denoise(model, info, [torch.zeros(2, 64)], NULL_TEXT, [0], SHAPE, steps=1, guidance_scale=2.0)
     assert calls == [{"size": (48, 80), "frame_interval_s": 1 / 24}]
 
 
 def _loss(model: Transformer) -> None:
-    loss = FlowLoss(
-        FlowConfig(), LatentStats(1.0, 0.0), NULL_TEXT,
+    loss = LatentLoss(
+        RectifiedFlow(FlowConfig()), LatentStats(1.0, 0.0), NULL_TEXT,
         frame_interval_s=1 / 24, caption_dropout=0.0, seed=0, device=torch.device("cpu"),
     )  # fmt: skip
     channels, frames, height, width = SHAPE
     mean = np.zeros((1, frames, channels, height, width), np.float16)
     text, mask = np.zeros((1, 2, 64), np.float16), np.ones((1, 2), bool)
-    loss(model, Batch(0, BUCKET, ["a"], np.arange(1), mean, None, text, mask), model.config.tokens(*SHAPE[1:]))
+    batch = Batch(0, BUCKET, 1, ["a"], np.arange(1), mean, None, text, mask)
+    loss.training(model, batch, model.config.tokens(*SHAPE[1:]))

@@ -1,0 +1,107 @@
+"""The loss on clips that training never sees, at fixed levels of fixed noise: comparable between steps and runs.
+
+The clips are of the same dataset. A share of its sources is held out, by the filters' ``split`` column: a pure
+function of the source, so that a run that is resumed, or started from another, holds out the same. The weights
+are those being trained; their average is spread over the ranks and is not looked at here.
+"""
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import torch
+import xxhash
+
+from shards.dataset import Dataset
+from shards.errors import DatasetError
+from shards.loader import DataConfig, Loader
+from shards.order import FixedOrder
+from shards.schema import KEY, SPLIT
+from stages.engine import mean_over_ranks
+from stages.errors import ConfigError, at_least
+from stages.loss import LatentLoss
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """holdout: the share of sources whose clips are kept out of training; 0 holds out nothing and validates nothing.
+
+    samples: how many of the held-out clips are looked at. levels: at how many noise levels, in the middle of as many
+    equal bins of 0 to 1. every: steps.
+    """
+
+    holdout: float = 0.0
+    samples: int = 64
+    levels: int = 10
+    every: int = 1000
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "samples", "levels", "every")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout: found {self.holdout}, expected a share from 0 to below 1")
+
+
+def training_filter(filter: str, config: ValidationConfig) -> str:
+    """``data.filter`` and the condition that a clip is not held out."""
+    return _joined(filter, f"{SPLIT} >= {config.holdout}") if config.holdout else filter
+
+
+def _joined(filter: str, condition: str) -> str:
+    return f"({filter}) and {condition}" if filter else condition
+
+
+class HeldOut:
+    """The held-out clips that are looked at, divided over the ranks."""
+
+    def __init__(self, loader: Loader, order: FixedOrder, samples: int, levels: int, world: int):
+        self.samples = samples
+        self._loader, self._order, self._world = loader, order, world
+        self._levels = [(place + 0.5) / levels for place in range(levels)]
+
+    @classmethod
+    def open(
+        cls, config: ValidationConfig, data: DataConfig, batch_sizes: Mapping[str, int], rank: int, world: int
+    ) -> "HeldOut | None":
+        """Choose the clips, those with the smallest hashes of their keys; None where nothing is held out.
+
+        Whole clips, whatever part of them ``data`` trains on. batch_sizes: by bucket, of all ranks together.
+        Raises ConfigError where the share holds no clip.
+        """
+        if not config.holdout:
+            return None
+        condition = _joined(data.filter, f"{SPLIT} < {config.holdout}")
+        try:
+            texts = list(data.text_columns())
+            dataset = Dataset.open(data.shards, buckets=list(batch_sizes), text=texts, filter=condition)
+        except DatasetError as error:
+            raise ConfigError(f"validation.holdout is {config.holdout}: {error}") from None
+        drawn = sorted(
+            (xxhash.xxh3_64_intdigest(key.encode()), bucket.name, row)
+            for bucket in dataset.buckets
+            for row, key in enumerate(dataset.index(bucket)[KEY].to_pylist())
+        )[: config.samples]
+        rows = {bucket.name: [row for _, name, row in drawn if name == bucket.name] for bucket in dataset.buckets}
+        order = FixedOrder(rows, batch_sizes)
+        whole = replace(data, strides=(1,), subclip_frames=())
+        return cls(Loader(dataset, whole, order, rank, world), order, len(drawn), config.levels, world)
+
+    @torch.no_grad()
+    def losses(self, model: torch.nn.Module, loss_of: LatentLoss) -> dict[str, float]:
+        """``validation_loss``, the mean over clips and levels, and each level's; every rank must call.
+
+        All ranks make the same calls of the model, as ZeRO-3 needs: what fills up a batch is not counted.
+        """
+        sums = torch.zeros(len(self._levels), dtype=torch.float64)
+        model.eval()
+        with closing(self._loader.batches(0, len(self._order))) as batches:
+            for batch in batches:
+                counted = torch.from_numpy(batch.positions >= 0)
+                for place, level in enumerate(self._levels):
+                    losses = loss_of.held_out(model, batch, level).double().cpu()
+                    sums[place] += losses[counted].sum()
+        model.train()
+        means = mean_over_ranks(sums.to(loss_of.device)) * self._world / self.samples
+        by_level = {
+            f"validation_loss/level_{level:g}": mean for level, mean in zip(self._levels, means.tolist(), strict=True)
+        }
+        return {"validation_loss": float(means.mean()), **by_level}
