@@ -4,7 +4,7 @@ import difflib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,20 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The mean of ``values`` over the ranks, on every rank."""
     dist.all_reduce(values)
     return values / dist.get_world_size()
+
+
+def largest_over_ranks(values: Sequence[int], ranks: Ranks) -> list[int]:
+    """The largest of each value over the ranks, on every rank."""
+    tensor = torch.tensor(values, device=ranks.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def barrier() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,24 +16,38 @@ from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
 from models.weights import CheckpointInfo, LoadReport, load_into
 from shards.dataset import Dataset
-from shards.loader import DataConfig, Loader, selection_hash
+from shards.loader import Batch, DataConfig, Loader, selection_hash
 from shards.order import SampleOrder
 from shards.schema import LATENTS
 from stages import checkpoint
 from stages.checkpoint import Progress
-from stages.engine import Engine, Ranks, check_settings, check_shared, mean_over_ranks, start_ranks
+from stages.engine import (
+    Engine,
+    Ranks,
+    check_settings,
+    check_shared,
+    largest_over_ranks,
+    mean_over_ranks,
+    start_ranks,
+)
 from stages.errors import ConfigError, WorkError, at_least
 from stages.loss import FlowLoss
 from stages.optimizer import OptimizerConfig, learning_rate
 from stages.output import output_folder, save_settings, save_summary
+from stages.run_lock import run_lock
 from stages.runlog import RunLog, Stopwatch, peak_memory_gb
+from stages.stopping import REASONS, StopRequests
 
 
 @dataclass(frozen=True)
 class StepConfig:
-    """The ``train`` section; batch_size is of all ranks together."""
+    """The ``train`` section; batch_size is of all ranks together.
+
+    max_hours: save and leave when the command has run this long; the same command goes on.
+    """
 
     steps: int = 1000
+    max_hours: float | None = None
     batch_size: int = 16
     gradient_accumulation: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -46,6 +61,7 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "gradient_accumulation", "save_every", "keep_last", "log_every")
+        at_least(self, 0, "max_hours")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout: found {self.caption_dropout}, expected 0 to 1")
 
@@ -140,14 +156,20 @@ class Run:
     model: Transformer
     info: CheckpointInfo
     engine: Engine
+    stops: StopRequests
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Train, or continue the run in ``config.output``, until ``train.steps``. Returns the summary."""
+    """Train, or continue the run in ``config.output``, until ``train.steps`` or a stop. Returns the summary."""
     ranks = start_ranks()
     check(config, ranks.world)
     folder = output_folder(config.output)
-    check_shared(folder, ranks)
+    with run_lock(folder, ranks), StopRequests(folder, config.train.max_hours, main=ranks.main) as stops:
+        check_shared(folder, ranks)
+        return _train(config, folder, ranks, stops)
+
+
+def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests) -> dict[str, Any]:
     source = open_source(config, ranks.rank, ranks.world)
     model = build_model(config, source)
     info = _info(config, model, source)
@@ -160,7 +182,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         load_into(model, resumed, "model")
     elif config.train.init_from:
         ranks.print(_start_from(config.train.init_from, model, source))
-    run = Run(config, folder, ranks, source, model, info, _engine(config, model, ranks))
+    run = Run(config, folder, ranks, source, model, info, _engine(config, model, ranks), stops)
     if resumed:
         checkpoint.restore(resumed, run.engine, progress)
     if ranks.main:
@@ -196,8 +218,22 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
         for step in range(progress.step, settings.steps):
             # Read.
             waiting = time.perf_counter()
-            batch = next(batches)
+            batch = _read(batches)
             waited_s = time.perf_counter() - waiting
+
+            # Agree: all ranks go on, or none; one that went alone would wait for the others for ever.
+            failed_rank = run.ranks.rank if isinstance(batch, Exception) else -1
+            stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank], run.ranks)
+            if isinstance(batch, Exception):
+                raise batch
+            if failed_rank >= 0:
+                raise WorkError(f"rank {failed_rank} cannot go on, so that no rank can: see its own message")
+            if stop:
+                if step > progress.step:
+                    progress = _save(run, progress.after(step))
+                told = f"stopped at step {step} ({REASONS[stop]}): run the same command to go on"
+                run.ranks.print(told)
+                break
 
             # Step.
             tokens = run.model.config.tokens(batch.mean.shape[1], *batch.mean.shape[3:])
@@ -228,10 +264,22 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
 
             # Save.
             if saves:
-                progress = progress.after(done)
-                checkpoint.save(run.folder, progress, run.info, source.null_text, run.engine, run.ranks)
-                if run.ranks.main:
-                    checkpoint.keep_last(run.folder, settings.keep_last)
+                progress = _save(run, progress.after(done))
+    return progress
+
+
+def _read(batches: Iterator[Batch]) -> Batch | Exception:
+    """The next batch, or why there is none: to be told to the other ranks before it is raised."""
+    try:
+        return next(batches)
+    except Exception as error:
+        return error
+
+
+def _save(run: Run, progress: Progress) -> Progress:
+    checkpoint.save(run.folder, progress, run.info, run.source.null_text, run.engine, run.ranks)
+    if run.ranks.main:
+        checkpoint.keep_last(run.folder, run.config.train.keep_last)
     return progress
 
 

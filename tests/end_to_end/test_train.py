@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings
+from models.weights import find_checkpoint, read_info
+from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings, wait_for
 
 STATE = ("model", "ema", "exp_avg", "exp_avg_sq")
 
@@ -149,3 +152,44 @@ def test_a_run_starts_from_the_weights_of_another(road: Road, tmp_path: Path) ->
     started = load_file(tmp_path / "run/checkpoints/step-0000001/model.safetensors")
     source = load_file(road.run / "checkpoints/step-0000004/ema.safetensors")
     assert all((started[name] == source[name]).all() for name in source)
+
+
+def start(shards: Path, folder: Path) -> subprocess.Popen[str]:
+    """A run on two ranks that goes on until it is stopped, once it has done a step."""
+    settings = [*train_settings(shards, folder), "train.steps=100000", "train.save_every=100000"]
+
+    def written() -> int:
+        return (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0
+
+    before = written()
+    process = subprocess.Popen([*deepspeed(2), *settings], cwd=ROOT, env=environment(), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    wait_for(process, lambda: written() > before)
+    return process
+
+
+def stopped(process: subprocess.Popen[str], run_folder: Path, ranks: list[psutil.Process]) -> int:
+    """The step of the whole checkpoint that a stopped run leaves, once all of it has ended."""
+    output, _ = process.communicate(timeout=60)  # also waits for the ranks, which hold the pipe
+    assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
+    checkpoint = find_checkpoint(run_folder)
+    step = read_info(checkpoint).step
+    assert f"stopped at step {step} (the launcher has ended): run the same command to go on" in output
+    assert metrics(run_folder)[-1]["step"] == step
+    return step
+
+
+def test_a_run_whose_launcher_ends_saves_and_leaves(road: Road, tmp_path: Path) -> None:
+    """SIGTERM to the `deepspeed` command, which ends it alone; then kill -9 of the launcher that it started."""
+    folder, steps = tmp_path / "run", []
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = start(road.shards, folder)
+        (launcher,) = psutil.Process(process.pid).children()
+        ranks = launcher.children()
+        assert len(ranks) == 2
+        if not steps:
+            second = run(sys.executable, "pipelines/train.py", *train_settings(road.shards, folder), status=2)
+            assert f"{folder} is in use by process {ranks[0].pid} on " in second.stderr
+        os.kill(process.pid if number == signal.SIGTERM else launcher.pid, number)
+        steps.append(stopped(process, folder, ranks))
+    assert 0 < steps[0] < steps[1]
