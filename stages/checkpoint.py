@@ -18,6 +18,7 @@ from models.weights import CHECKPOINTS, CheckpointInfo, find_checkpoint, read_in
 from shards import storage
 from stages.engine import WEIGHTS, Engine, Ranks, barrier
 from stages.errors import ConfigError
+from stages.guard import Guard
 
 TRAINING = "training.json"
 SETTINGS = "config.yaml"
@@ -26,7 +27,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come, and over which samples in which order."""
+    """How far a run has come, and over which samples in which order. The weights moved in all steps but the skipped."""
 
     step: int
     samples_seen: int
@@ -34,9 +35,10 @@ class Progress:
     batch_size: int
     window_shards: int
     selection_hash: str
+    guard: Guard = Guard()
 
-    def after(self, step: int) -> "Progress":
-        return replace(self, step=step, samples_seen=step * self.batch_size)
+    def after(self, step: int, guard: Guard) -> "Progress":
+        return replace(self, step=step, samples_seen=step * self.batch_size, guard=guard)
 
 
 def newest(run: Path) -> Path | None:
@@ -93,7 +95,7 @@ def restore(checkpoint: Path, engine: Engine, progress: Progress) -> None:
     """Put a checkpoint's weights, their average and the moments into the engine."""
     for kind, file in ((WEIGHTS, "model"), ("ema", "ema"), *((moment, moment) for moment in MOMENTS)):
         engine.scatter(kind, load_file(checkpoint / f"{file}.safetensors"))
-    engine.set_step(progress.step)
+    engine.set_step(progress.step - progress.guard.skipped_steps)
 
 
 def keep_last(run: Path, count: int) -> None:
@@ -104,10 +106,11 @@ def keep_last(run: Path, count: int) -> None:
 
 def resume_point(checkpoint: Path, wanted: Progress, info: CheckpointInfo) -> Progress:
     """How far the checkpoint is. Raises ConfigError where going on would change the model or the samples."""
-    found = Progress(**json.loads((checkpoint / TRAINING).read_text()))
+    content = json.loads((checkpoint / TRAINING).read_text())
+    found = Progress(**{**content, "guard": Guard(**content["guard"])})
     before = {**asdict(found), **asdict(read_info(checkpoint))}
     now = {**asdict(wanted), **asdict(info)}
-    differing = _differences(before, now, ignored=("step", "samples_seen"))
+    differing = _differences(before, now, ignored=("step", "samples_seen", "guard"))
     if differing:
         raise ConfigError(
             f"{checkpoint} belongs to another run ({'; '.join(differing)}): give another output=, "

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,17 +157,27 @@ class Engine:
         """The model, to be called for the forward pass."""
         return self.engine
 
-    def backward(self, loss: torch.Tensor) -> None:
-        self.engine.backward(loss)
+    def backward(self, loss: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of a micro-batch; returns the mean loss over the ranks, still on the device.
+
+        A mean that is not finite makes the whole gradient NaN, on every rank, so that `step` skips the step.
+        """
+        mean = mean_over_ranks(loss.detach().clone())
+        self.engine.backward(loss * (1 + (mean - mean)))  # times 1, or NaN, without waiting for the device
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # counts the micro-batch; moves no weights
+        return mean
 
-    def step(self, learning_rate: float) -> float:
-        """Move the weights after the step's last ``backward``; returns the gradient norm before clipping."""
+    def step(self, learning_rate: float, clip_norm: float) -> float | None:
+        """Move the weights after the step's last ``backward``; returns the gradient norm before clipping.
+
+        Where that norm is not finite nothing moves, and the result is None. ``clip_norm`` may be infinite.
+        """
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
+        self.optimizer.clip_grad = clip_norm if math.isfinite(clip_norm) else 0.0  # DeepSpeed reads it at each step
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
 
     def gather(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, full fp32 CPU tensor) of ``WEIGHTS`` or one of ``OPTIMIZER_STATES``. All ranks must iterate."""
@@ -192,7 +203,7 @@ class Engine:
                 safe_set_full_optimizer_state(parameter, full, kind)
 
     def set_step(self, step: int) -> None:
-        """The number of optimiser steps done, which Adam's bias correction and the EMA's warm-up count from."""
+        """How often the weights have moved, which Adam's bias correction and the EMA's warm-up count from."""
         for state in self._inner.state.values():
             state["step"].fill_(step)
 
@@ -220,6 +231,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     zero = settings.get("zero_optimization", {"stage": 1})
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         raise ConfigError(f"deepspeed.zero_optimization: found {zero!r}, expected keys with stage: 1, 2 or 3")
+    if zero.get("compute_grad_norm") is False:
+        raise ConfigError("deepspeed.zero_optimization.compute_grad_norm: the guard against NaN needs it, remove it")
     try:
         DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
@@ -235,7 +248,7 @@ def _deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optimizer.clip_norm,
-        "bf16": {"enabled": precision == "bf16"},
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,

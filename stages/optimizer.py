@@ -12,7 +12,11 @@ from stages.errors import at_least
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of the optimiser; ``lr`` decays from its peak to ``final_lr_share`` of it at the last step."""
+    """Settings of the optimiser; ``lr`` decays from its peak to ``final_lr_share`` of it at the last step.
+
+    clip_norm: the gradient's norm is clipped to it; 0 does not. clip_sigmas: also to the mean and so many standard
+    deviations of its past norms (see `stages.guard`); 0 does not, 3 to 5 are usual.
+    """
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -21,10 +25,11 @@ class OptimizerConfig:
     decay: Literal["constant", "cosine", "linear"] = "constant"
     final_lr_share: float = 0.0
     clip_norm: float = 1.0
+    clip_sigmas: float = 0.0
     ema_decay: float = 0.9999
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "lr", "weight_decay", "warmup_steps", "clip_norm", "ema_decay")
+        at_least(self, 0, "lr", "weight_decay", "warmup_steps", "clip_norm", "clip_sigmas", "ema_decay")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: found {self.betas}, expected two numbers from 0 to below 1")
 

@@ -27,7 +27,6 @@ from stages.engine import (
     check_settings,
     check_shared,
     largest_over_ranks,
-    mean_over_ranks,
     start_ranks,
 )
 from stages.errors import ConfigError, WorkError, at_least
@@ -44,10 +43,12 @@ class StepConfig:
     """The ``train`` section; batch_size is of all ranks together.
 
     max_hours: save and leave when the command has run this long; the same command goes on.
+    max_skipped: the run fails when so many steps in a row had a loss or gradient that is not finite.
     """
 
     steps: int = 1000
     max_hours: float | None = None
+    max_skipped: int = 10
     batch_size: int = 16
     gradient_accumulation: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -61,6 +62,7 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "gradient_accumulation", "save_every", "keep_last", "log_every")
+        at_least(self, 1, "max_skipped")
         at_least(self, 0, "max_hours")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout: found {self.caption_dropout}, expected 0 to 1")
@@ -213,7 +215,7 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
         seed=config.seed,
         device=run.ranks.device,
     )
-    watch = Stopwatch()
+    watch, saved_step = Stopwatch(), progress.step
     with closing(source.loader.batches(progress.step, settings.steps)) as batches:
         for step in range(progress.step, settings.steps):
             # Read.
@@ -229,43 +231,51 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             if failed_rank >= 0:
                 raise WorkError(f"rank {failed_rank} cannot go on, so that no rank can: see its own message")
             if stop:
-                if step > progress.step:
-                    progress = _save(run, progress.after(step))
-                told = f"stopped at step {step} ({REASONS[stop]}): run the same command to go on"
-                run.ranks.print(told)
+                if step > saved_step:
+                    _save(run, progress)
+                run.ranks.print(f"stopped at step {step} ({REASONS[stop]}): run the same command to go on")
                 break
 
             # Step.
             tokens = run.model.config.tokens(batch.mean.shape[1], *batch.mean.shape[3:])
-            losses = []
-            for part in batch.split(settings.gradient_accumulation):
-                loss = loss_of(run.engine.module, part, tokens)
-                run.engine.backward(loss)
-                losses.append(loss.detach())
-            norm = run.engine.step(learning_rate(step, settings.steps, config.optimizer))
+            losses = [
+                run.engine.backward(loss_of(run.engine.module, part, tokens))
+                for part in batch.split(settings.gradient_accumulation)
+            ]
+            clip_norm = progress.guard.clip_norm(config.optimizer)
+            norm = run.engine.step(learning_rate(step, settings.steps, config.optimizer), clip_norm)
             watch.add(settings.batch_size, settings.batch_size * tokens, waited_s)
             done = step + 1
-
-            logs = done % settings.log_every == 0 or done == settings.steps
-            saves = done % settings.save_every == 0 or done == settings.steps
-
-            # Check: nothing that is not finite is ever saved.
-            if logs or saves:
-                mean_loss = float(mean_over_ranks(torch.stack(losses).mean()))
-                if not math.isfinite(mean_loss):
-                    raise WorkError(f"the loss is {mean_loss} at step {done}: lower optimizer.lr and run again")
+            progress = progress.after(done, progress.guard.after(norm, config.optimizer))
 
             # Report.
-            if logs:
+            if norm is None:
+                _tell_skipped(run, progress, torch.stack(losses).mean())
+            elif done % settings.log_every == 0 or done == settings.steps:
                 if log:
                     keys = source.loader.keys(step) if settings.log_sample_ids else None
-                    log.write(_metrics(config, done, mean_loss, norm, watch, keys))
+                    mean_loss = float(torch.stack(losses).mean())
+                    log.write(_metrics(config, progress, mean_loss, norm, clip_norm, watch, keys))
                 watch = Stopwatch()
 
             # Save.
-            if saves:
-                progress = _save(run, progress.after(done))
+            if done % settings.save_every == 0 or done == settings.steps:
+                _save(run, progress)
+                saved_step = done
     return progress
+
+
+def _tell_skipped(run: Run, progress: Progress, loss: torch.Tensor) -> None:
+    """Raises WorkError when too many steps in a row were skipped."""
+    count, done = progress.guard.skipped_in_a_row, progress.step
+    what = "gradient" if math.isfinite(loss) else "loss"
+    samples = _some(run.source.loader.keys(done - 1))
+    run.ranks.print(f"step {done} is skipped, its {what} is not finite; samples {samples}")
+    if count >= run.config.train.max_skipped:
+        raise WorkError(
+            f"steps {done - count + 1} to {done} were skipped, {count} in a row, for a {what} that is not finite: "
+            f"lower optimizer.lr and run again, or look at their samples, the last ones being {samples}"
+        )
 
 
 def _read(batches: Iterator[Batch]) -> Batch | Exception:
@@ -276,21 +286,32 @@ def _read(batches: Iterator[Batch]) -> Batch | Exception:
         return error
 
 
-def _save(run: Run, progress: Progress) -> Progress:
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _save(run: Run, progress: Progress) -> None:
     checkpoint.save(run.folder, progress, run.info, run.source.null_text, run.engine, run.ranks)
     if run.ranks.main:
         checkpoint.keep_last(run.folder, run.config.train.keep_last)
-    return progress
 
 
 def _metrics(
-    config: TrainConfig, done: int, loss: float, norm: float, watch: Stopwatch, keys: list[str] | None
+    config: TrainConfig,
+    progress: Progress,
+    loss: float,
+    norm: float,
+    clip_norm: float,
+    watch: Stopwatch,
+    keys: list[str] | None,
 ) -> dict[str, Any]:
     metrics: dict[str, Any] = {
-        "step": done,
+        "step": progress.step,
         "loss": loss,
-        "learning_rate": learning_rate(done - 1, config.train.steps, config.optimizer),
+        "learning_rate": learning_rate(progress.step - 1, config.train.steps, config.optimizer),
         "gradient_norm": norm,
+        "clip_norm": clip_norm if math.isfinite(clip_norm) else None,
+        "skipped_steps": progress.guard.skipped_steps,
         **watch.report(),
         "peak_memory_gb": peak_memory_gb(),
         "mfu": None,

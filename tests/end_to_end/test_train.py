@@ -193,3 +193,48 @@ def test_a_run_whose_launcher_ends_saves_and_leaves(road: Road, tmp_path: Path) 
         os.kill(process.pid if number == signal.SIGTERM else launcher.pid, number)
         steps.append(stopped(process, folder, ranks))
     assert 0 < steps[0] < steps[1]
+
+
+GUARDED = """
+import sys
+from pipelines.command import run
+from pipelines.train import main
+for steps, folder in ((24, "whole"), (22, "stopped"), (24, "stopped")):
+    print("STATUS", run(main, [*sys.argv[2:], f"output={sys.argv[1]}/{folder}", f"train.steps={steps}"]))
+print("STATUS", run(main, [*sys.argv[2:], f"output={sys.argv[1]}/nan", "optimizer.lr=1e30", "train.max_skipped=3"]))
+"""
+
+
+def test_adaptive_clipping_resumes_bit_equal_and_nan_ends_the_run(road: Road, tmp_path: Path) -> None:
+    settings = [*train_settings(road.shards, tmp_path), "train.save_every=100", "train.batch_size=2",
+                "optimizer.clip_norm=0", "optimizer.clip_sigmas=0.1", "optimizer.decay=constant"]  # fmt: skip
+    done = run(sys.executable, "-c", GUARDED, tmp_path, *settings, "train.steps=10")
+    assert [line for line in done.stdout.splitlines() if "STATUS" in line] == 3 * ["STATUS 0"] + ["STATUS 1"]
+    for name in (*(f"{name}.safetensors" for name in STATE), "training.json"):
+        ours, theirs = (tmp_path / run / "checkpoints/step-0000024" / name for run in ("whole", "stopped"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    limits = [line["clip_norm"] for line in metrics(tmp_path / "stopped")]
+    assert limits[:20] == 20 * [None] and min(limits[20:]) > 0
+    assert limits == [line["clip_norm"] for line in metrics(tmp_path / "whole")]
+
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    skipped = [line for line in done.stdout.splitlines() if "is skipped, its" in line]
+    assert len(skipped) == 3
+    first = int(skipped[0].split()[1])
+    assert f"steps {first} to {first + 2} were skipped, 3 in a row" in told
+    assert metrics(tmp_path / "nan")[-1]["step"] == first - 1
+
+
+def test_a_damaged_shard_ends_all_ranks_and_is_named(road: Road, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(road.shards, shards)
+    tars = sorted(shards.glob("*/latents/*.tar"))
+    for tar in tars:
+        content = bytearray(tar.read_bytes())
+        content[600] ^= 1  # in the first sample of each
+        tar.write_bytes(content)
+    settings = [*train_settings(shards, tmp_path / "run"), "train.steps=6"]  # each sample once
+    done = run(*deepspeed(2), *settings, status=1)
+    assert any(tar.name in done.stderr for tar in tars) and "failed: " in done.stderr
+    assert "so that no rank can" in done.stderr or done.stderr.count("failed: ") == 2
+    assert "Traceback" not in done.stderr
