@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,10 @@ def check_shared(folder: Path, ranks: Ranks) -> None:
 
 
 class Engine:
-    """A model under ZeRO: ``backward`` for each micro-batch of a step, then ``step``."""
+    """A model under ZeRO: ``backward`` for each micro-batch of a step, then ``step``.
+
+    ``trained`` and ``frozen`` count its parameters' numbers.
+    """
 
     def __init__(
         self,
@@ -137,6 +140,8 @@ class Engine:
     ):
         config = _deepspeed_config(optimizer, precision, micro_batch, accumulation, deepspeed_settings)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+        self.trained = sum(parameter.numel() for parameter in parameters)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=EmaAdamW(parameters, optimizer), model_parameters=parameters, config=config
         )
@@ -179,14 +184,20 @@ class Engine:
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
 
-    def gather(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, full fp32 CPU tensor) of ``WEIGHTS`` or one of ``OPTIMIZER_STATES``. All ranks must iterate."""
+    def gather(self, kind: str) -> dict[str, torch.Tensor]:
+        """Name -> full fp32 CPU tensor, on rank 0 alone, of ``WEIGHTS`` or one of ``OPTIMIZER_STATES``.
+
+        All ranks must call.
+        """
+        tensors = {}
         for name, parameter in self.engine.module.named_parameters():
             if kind == WEIGHTS:
                 full = safe_get_full_fp32_param(parameter)
             else:
                 full = safe_get_full_optimizer_state(parameter, kind)
-            yield name, full.detach().to("cpu", torch.float32)
+            if dist.get_rank() == 0:
+                tensors[name] = full.detach().to("cpu", torch.float32)
+        return tensors
 
     def scatter(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put full tensors, as ``gather`` gave them, into the partition that each rank owns.

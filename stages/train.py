@@ -20,7 +20,7 @@ from shards.loader import Batch, DataConfig, Loader, selection_hash
 from shards.order import SampleOrder
 from shards.schema import LATENTS
 from stages import checkpoint
-from stages.checkpoint import Progress
+from stages.checkpoint import Checkpoints, Progress
 from stages.engine import (
     Engine,
     Ranks,
@@ -43,6 +43,7 @@ class StepConfig:
     """The ``train`` section; batch_size is of all ranks together.
 
     max_hours: save and leave when the command has run this long; the same command goes on.
+    milestone_every: of these checkpoints, multiples of save_every, the weights are kept for ever.
     max_skipped: the run fails when so many steps in a row had a loss or gradient that is not finite.
     """
 
@@ -57,13 +58,16 @@ class StepConfig:
     init_from: str | None = None
     save_every: int = 1000
     keep_last: int = 2
+    milestone_every: int | None = None
     log_every: int = 10
     log_sample_ids: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "gradient_accumulation", "save_every", "keep_last", "log_every")
-        at_least(self, 1, "max_skipped")
+        at_least(self, 1, "max_skipped", "milestone_every")
         at_least(self, 0, "max_hours")
+        if self.milestone_every and self.milestone_every % self.save_every:
+            raise ValueError(f"milestone_every: found {self.milestone_every}, expected a multiple of {self.save_every}")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout: found {self.caption_dropout}, expected 0 to 1")
 
@@ -156,8 +160,8 @@ class Run:
     ranks: Ranks
     source: Source
     model: Transformer
-    info: CheckpointInfo
     engine: Engine
+    checkpoints: Checkpoints
     stops: StopRequests
 
 
@@ -184,12 +188,24 @@ def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests)
         load_into(model, resumed, "model")
     elif config.train.init_from:
         ranks.print(_start_from(config.train.init_from, model, source))
-    run = Run(config, folder, ranks, source, model, info, _engine(config, model, ranks), stops)
+    engine = _engine(config, model, ranks)
     if resumed:
-        checkpoint.restore(resumed, run.engine, progress)
+        checkpoint.restore(resumed, engine, progress)
+    checkpoints = Checkpoints(
+        folder,
+        info,
+        source.null_text,
+        engine,
+        ranks,
+        keep_last=config.train.keep_last,
+        milestone_every=config.train.milestone_every,
+    )
+    plan = checkpoints.check_room(progress.step, config.train.steps)
+    run = Run(config, folder, ranks, source, model, engine, checkpoints, stops)
     if ranks.main:
         save_settings(folder, config)
     ranks.print(_opening(run, progress))
+    ranks.print(plan)
 
     start = progress.step
     log = RunLog(folder, start, config.train.steps) if ranks.main else None
@@ -215,12 +231,12 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
         seed=config.seed,
         device=run.ranks.device,
     )
-    watch, saved_step = Stopwatch(), progress.step
-    with closing(source.loader.batches(progress.step, settings.steps)) as batches:
+    watch, stop, saved_step = Stopwatch(), 0, progress.step
+    with closing(run.checkpoints), closing(source.loader.batches(progress.step, settings.steps)) as batches:
         for step in range(progress.step, settings.steps):
             # Read.
             waiting = time.perf_counter()
-            batch = _read(batches)
+            batch = run.checkpoints.failure() or _read(batches)
             waited_s = time.perf_counter() - waiting
 
             # Agree: all ranks go on, or none; one that went alone would wait for the others for ever.
@@ -231,9 +247,6 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             if failed_rank >= 0:
                 raise WorkError(f"rank {failed_rank} cannot go on, so that no rank can: see its own message")
             if stop:
-                if step > saved_step:
-                    _save(run, progress)
-                run.ranks.print(f"stopped at step {step} ({REASONS[stop]}): run the same command to go on")
                 break
 
             # Step.
@@ -259,9 +272,15 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
                 watch = Stopwatch()
 
             # Save.
-            if done % settings.save_every == 0 or done == settings.steps:
-                _save(run, progress)
+            if done % settings.save_every == 0:
+                run.checkpoints.save(progress)
                 saved_step = done
+
+        if progress.step > saved_step:
+            run.checkpoints.save(progress)
+        run.checkpoints.wait()
+    if stop:
+        run.ranks.print(f"stopped at step {progress.step} ({REASONS[stop]}): run the same command to go on")
     return progress
 
 
@@ -288,12 +307,6 @@ def _read(batches: Iterator[Batch]) -> Batch | Exception:
 
 def _some(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _save(run: Run, progress: Progress) -> None:
-    checkpoint.save(run.folder, progress, run.info, run.source.null_text, run.engine, run.ranks)
-    if run.ranks.main:
-        checkpoint.keep_last(run.folder, run.config.train.keep_last)
 
 
 def _metrics(

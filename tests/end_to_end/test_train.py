@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -38,6 +39,9 @@ def test_a_run_leaves_what_others_build_on(road: Road) -> None:
     assert (summary["steps"], summary["samples_seen"]) == (4, 32)
     assert summary["final_loss"] == lines[-1]["loss"]
     assert (road.run / "config.yaml").is_file() and list((road.run / "tensorboard").iterdir())
+    milestones = sorted((road.run / "milestones").iterdir())
+    assert [read_info(milestone).step for milestone in milestones] == [2, 4]
+    assert not [path for path in milestones[0].iterdir() if path.name.startswith("exp_avg")]
 
 
 def test_the_average_is_not_the_weights(road: Road) -> None:
@@ -156,7 +160,8 @@ def test_a_run_starts_from_the_weights_of_another(road: Road, tmp_path: Path) ->
 
 def start(shards: Path, folder: Path) -> subprocess.Popen[str]:
     """A run on two ranks that goes on until it is stopped, once it has done a step."""
-    settings = [*train_settings(shards, folder), "train.steps=100000", "train.save_every=100000"]
+    settings = [*train_settings(shards, folder), "train.steps=100000", "train.save_every=100000",
+                "train.milestone_every=null", "train.batch_size=2"]  # fmt: skip
 
     def written() -> int:
         return (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0
@@ -168,10 +173,21 @@ def start(shards: Path, folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+def runs(rank: psutil.Process) -> bool:
+    """Whether it still does anything; without its launcher, nobody may take note that it has ended."""
+    try:
+        return rank.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def stopped(process: subprocess.Popen[str], run_folder: Path, ranks: list[psutil.Process]) -> int:
     """The step of the whole checkpoint that a stopped run leaves, once all of it has ended."""
     output, _ = process.communicate(timeout=60)  # also waits for the ranks, which hold the pipe
-    assert not [rank for rank in ranks if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
+    deadline = time.monotonic() + 30
+    while any(map(runs, ranks)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     checkpoint = find_checkpoint(run_folder)
     step = read_info(checkpoint).step
     assert f"stopped at step {step} (the launcher has ended): run the same command to go on" in output
@@ -207,7 +223,8 @@ print("STATUS", run(main, [*sys.argv[2:], f"output={sys.argv[1]}/nan", "optimize
 
 def test_adaptive_clipping_resumes_bit_equal_and_nan_ends_the_run(road: Road, tmp_path: Path) -> None:
     settings = [*train_settings(road.shards, tmp_path), "train.save_every=100", "train.batch_size=2",
-                "optimizer.clip_norm=0", "optimizer.clip_sigmas=0.1", "optimizer.decay=constant"]  # fmt: skip
+                "train.milestone_every=100", "optimizer.decay=constant", "optimizer.clip_norm=0",
+                "optimizer.clip_sigmas=0.1"]  # fmt: skip
     done = run(sys.executable, "-c", GUARDED, tmp_path, *settings, "train.steps=10")
     assert [line for line in done.stdout.splitlines() if "STATUS" in line] == 3 * ["STATUS 0"] + ["STATUS 1"]
     for name in (*(f"{name}.safetensors" for name in STATE), "training.json"):

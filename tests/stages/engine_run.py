@@ -77,7 +77,7 @@ def train(folder: Path, first: int, last: int, name: str, ranks: Ranks) -> None:
         norm = engine.step(learning_rate(step, STEPS, OPTIMIZER), clip_norm(step))
         assert (norm is None) == (step in SKIPPED)
     for kind in KINDS:
-        tensors = dict(engine.gather(kind))
+        tensors = engine.gather(kind)
         if ranks.main:
             save_file(tensors, folder / f"{name}-{kind}.safetensors")
     barrier()
