@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models.weights import CHECKPOINTS, INFO, NULL_TEXT, CheckpointInfo, find_checkpoint, read_info, save_checkpoint
@@ -173,7 +174,17 @@ def _remove(folder: Path) -> None:
 
 
 def restore(checkpoint: Path, engine: Engine, progress: Progress) -> None:
-    """Put a checkpoint's weights, their average and the moments into the engine."""
+    """Put a checkpoint's weights, their average and the moments into the engine.
+
+    Raises ConfigError where other parameters were frozen.
+    """
+    with safe_open(checkpoint / f"{MOMENTS[0]}.safetensors", "pt") as file:
+        differing = engine.trained_names ^ set(file.keys())
+    if differing:
+        raise ConfigError(
+            f"{checkpoint}: {len(differing)} parameters were frozen and are trained, or the other way round "
+            f"({min(differing)}): set optimizer.group_lr as it was, or start with train.init_from={checkpoint}"
+        )
     for file, kind in FILES.items():
         engine.scatter(kind, load_file(checkpoint / f"{file}.safetensors"))
     engine.set_step(progress.step - progress.guard.skipped_steps)

@@ -27,7 +27,7 @@ from deepspeed.utils import (
 from pydantic import ValidationError
 
 from stages.errors import ConfigError
-from stages.optimizer import EmaAdamW, OptimizerConfig
+from stages.optimizer import EmaAdamW, OptimizerConfig, parameter_groups
 
 # What a training state is made of, each a full fp32 tensor by parameter name, whatever the number of ranks.
 WEIGHTS = "weights"
@@ -139,11 +139,14 @@ class Engine:
         deepspeed_settings: Mapping[str, Any],
     ):
         config = _deepspeed_config(optimizer, precision, micro_batch, accumulation, deepspeed_settings)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-        self.trained = sum(parameter.numel() for parameter in parameters)
+        groups = parameter_groups(model, optimizer)
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        self.trained, self.frozen = (sum(part.numel() for part in parts) for parts in (parameters, frozen.values()))
+        # DeepSpeed keeps no fp32 copy of these, and casts or partitions the model's own.
+        self._frozen = {name: part.detach().clone() for name, part in frozen.items() if dist.get_rank() == 0}
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=EmaAdamW(parameters, optimizer), model_parameters=parameters, config=config
+            model=model, optimizer=EmaAdamW(groups, optimizer), model_parameters=parameters, config=config
         )
         self._init_optimizer_state()
 
@@ -173,13 +176,14 @@ class Engine:
             self.engine.step()  # counts the micro-batch; moves no weights
         return mean
 
-    def step(self, learning_rate: float, clip_norm: float) -> float | None:
+    def step(self, lr_share: float, clip_norm: float) -> float | None:
         """Move the weights after the step's last ``backward``; returns the gradient norm before clipping.
 
-        Where that norm is not finite nothing moves, and the result is None. ``clip_norm`` may be infinite.
+        Where that norm is not finite nothing moves, and the result is None. Each rate is ``lr_share`` of its peak;
+        ``clip_norm`` may be infinite.
         """
         for group in self._inner.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = lr_share * group["peak_lr"]
         self.optimizer.clip_grad = clip_norm if math.isfinite(clip_norm) else 0.0  # DeepSpeed reads it at each step
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
@@ -187,10 +191,10 @@ class Engine:
     def gather(self, kind: str) -> dict[str, torch.Tensor]:
         """Name -> full fp32 CPU tensor, on rank 0 alone, of ``WEIGHTS`` or one of ``OPTIMIZER_STATES``.
 
-        All ranks must call.
+        Frozen parameters have an average, which is their value, but no moments. All ranks must call.
         """
-        tensors = {}
-        for name, parameter in self.engine.module.named_parameters():
+        tensors = dict(self._frozen) if kind in (WEIGHTS, "ema") else {}
+        for name, parameter in self._trained_parameters():
             if kind == WEIGHTS:
                 full = safe_get_full_fp32_param(parameter)
             else:
@@ -204,7 +208,7 @@ class Engine:
 
         The model that the engine was made from must have had the same weights.
         """
-        for name, parameter in self.engine.module.named_parameters():
+        for name, parameter in self._trained_parameters():
             full = tensors[name].to(parameter.device)
             if hasattr(parameter, "ds_id"):
                 _scatter_stage3(kind, parameter, full)
@@ -212,6 +216,13 @@ class Engine:
                 safe_set_full_fp32_param(parameter, full)
             else:
                 safe_set_full_optimizer_state(parameter, full, kind)
+
+    @property
+    def trained_names(self) -> set[str]:
+        return {name for name, _ in self._trained_parameters()}
+
+    def _trained_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [named for named in self.engine.module.named_parameters() if named[1].requires_grad]
 
     def set_step(self, step: int) -> None:
         """How often the weights have moved, which Adam's bias correction and the EMA's warm-up count from."""

@@ -31,7 +31,7 @@ from stages.engine import (
 )
 from stages.errors import ConfigError, WorkError, at_least
 from stages.loss import FlowLoss
-from stages.optimizer import OptimizerConfig, learning_rate
+from stages.optimizer import OptimizerConfig, lr_share, parameter_groups
 from stages.output import output_folder, save_settings, save_summary
 from stages.run_lock import run_lock
 from stages.runlog import RunLog, Stopwatch, peak_memory_gb
@@ -256,7 +256,7 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
                 for part in batch.split(settings.gradient_accumulation)
             ]
             clip_norm = progress.guard.clip_norm(config.optimizer)
-            norm = run.engine.step(learning_rate(step, settings.steps, config.optimizer), clip_norm)
+            norm = run.engine.step(lr_share(step, settings.steps, config.optimizer), clip_norm)
             watch.add(settings.batch_size, settings.batch_size * tokens, waited_s)
             done = step + 1
             progress = progress.after(done, progress.guard.after(norm, config.optimizer))
@@ -321,7 +321,7 @@ def _metrics(
     metrics: dict[str, Any] = {
         "step": progress.step,
         "loss": loss,
-        "learning_rate": learning_rate(progress.step - 1, config.train.steps, config.optimizer),
+        "learning_rate": config.optimizer.lr * lr_share(progress.step - 1, config.train.steps, config.optimizer),
         "gradient_norm": norm,
         "clip_norm": clip_norm if math.isfinite(clip_norm) else None,
         "skipped_steps": progress.guard.skipped_steps,
@@ -401,6 +401,7 @@ def describe(config: TrainConfig, world: int) -> str:
     check(config, world)
     source = open_source(config, 0, world)
     model = build_model(config, source)
+    parameter_groups(model, config.optimizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
     passes = config.train.steps * config.train.batch_size / epoch

@@ -95,6 +95,9 @@ MISTAKES = [
     (["deepspeed.zero_optimisation.stage=2"], "did you mean zero_optimization"),
     (["train.gradient_accumulation=0"], "gradient_accumulation: found 0"),
     (["optimizer.lr=-1"], "lr: found -1.0"),
+    (["optimizer.group_lr={nothing*: 1e-4}"], "no parameter is left for 'nothing*'"),
+    (["optimizer.group_lr={'*.bias': 0}"], "were frozen and are trained, or the other way round"),
+    (["train.milestone_every=3"], "milestone_every: found 3, expected a multiple of 2"),
     (["data.window_shards=3"], "window_shards was 8, is 3"),
     (["model.patch_size=3", "output=OTHER"], "expected multiples of 24 pixels"),
 ]

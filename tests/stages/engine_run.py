@@ -11,13 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.engine import OPTIMIZER_STATES, WEIGHTS, Engine, Ranks, barrier, start_ranks
-from stages.optimizer import OptimizerConfig, learning_rate
+from stages.optimizer import OptimizerConfig, lr_share
 
 STEPS, STOP, BATCH, ACCUMULATION = 8, 4, 8, 2
 SKIPPED = {2: "loss", 5: "gradient"}  # step: what is not finite in it, on the last rank and in one micro-batch alone
 KINDS = (WEIGHTS, *OPTIMIZER_STATES)
 CASES = ("fp32-1", "fp32-2", "fp32-3", "bf16-2")  # precision and ZeRO stage
-OPTIMIZER = OptimizerConfig(lr=1e-2, warmup_steps=2, decay="cosine", clip_norm=0.5)
+RATES = {"0.weight": 1e-2, "2.weight": 3e-3, "2.bias": 3e-3}
+FROZEN = "0.bias"
+GROUP_LR = {"2.bias": 3e-3, "*.bias": 0.0, "2.*": 3e-3}
+OPTIMIZER = OptimizerConfig(lr=1e-2, group_lr=GROUP_LR, warmup_steps=2, decay="cosine", clip_norm=0.5)
 
 
 def clip_norm(step: int) -> float:
@@ -74,7 +77,7 @@ def train(folder: Path, first: int, last: int, name: str, ranks: Ranks) -> None:
             if step in SKIPPED and place == 0 and ranks.rank == ranks.world - 1:
                 loss = poison(loss, SKIPPED[step])
             engine.backward(loss)
-        norm = engine.step(learning_rate(step, STEPS, OPTIMIZER), clip_norm(step))
+        norm = engine.step(lr_share(step, STEPS, OPTIMIZER), clip_norm(step))
         assert (norm is None) == (step in SKIPPED)
     for kind in KINDS:
         tensors = engine.gather(kind)
