@@ -83,6 +83,23 @@ def test_one_rank_takes_the_same_samples_in_the_same_order(road: Road, tmp_path:
     assert not {"models.vae", "models.text", "stages.decoding.decode"} & set(loaded)
 
 
+def test_two_nodes_started_by_hand_train_as_one_node_does(road: Road, tmp_path: Path) -> None:
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("node0 slots=1\nnode1 slots=1\n")
+    launcher, _, _, *rest = deepspeed(1)
+    hosts = [launcher, "--hostfile", str(hostfile), "--no_ssh", "--master_addr", "127.0.0.1"]
+    nodes = [
+        subprocess.Popen([*hosts, "--node_rank", str(node), *rest, *train_settings(road.shards, tmp_path / "run")],
+                         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for node in range(2)
+    ]  # fmt: skip
+    for node in nodes:
+        output, _ = node.communicate(timeout=300)
+        assert node.returncode == 0, output
+    ours, theirs = (folder / "checkpoints/step-0000004/model.safetensors" for folder in (road.run, tmp_path / "run"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
 MISTAKES = [
     (["data.shards=no/shards"], "no/shards does not exist"),
     (["train.batch_size=7", "train.gradient_accumulation=2"], "expected a multiple of 2"),
@@ -162,9 +179,9 @@ def test_a_run_starts_from_the_weights_of_another(road: Road, tmp_path: Path) ->
 
 
 def start(shards: Path, folder: Path) -> subprocess.Popen[str]:
-    """A run on two ranks that goes on until it is stopped, once it has done a step."""
+    """A run on two ranks, once it has done a step; one that fails to stop ends after a while all the same."""
     settings = [*train_settings(shards, folder), "train.steps=100000", "train.save_every=100000",
-                "train.milestone_every=null", "train.batch_size=2"]  # fmt: skip
+                "train.milestone_every=null", "train.batch_size=2", "train.max_hours=0.1"]  # fmt: skip
 
     def written() -> int:
         return (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0
