@@ -186,7 +186,11 @@ class Engine:
             group["lr"] = lr_share * group["peak_lr"]
         self.optimizer.clip_grad = clip_norm if math.isfinite(clip_norm) else 0.0  # DeepSpeed reads it at each step
         self.engine.step()
-        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
+        if not self.engine.was_step_applied():
+            return None
+        norm = float(self.engine.get_global_grad_norm())
+        assert math.isfinite(norm), "DeepSpeed has moved the weights by a gradient that is not finite"
+        return norm
 
     def gather(self, kind: str) -> dict[str, torch.Tensor]:
         """Name -> full fp32 CPU tensor, on rank 0 alone, of ``WEIGHTS`` or one of ``OPTIMIZER_STATES``.

@@ -19,9 +19,11 @@ from stages import checkpoint
 from stages.checkpoint import Checkpoints, Progress
 from stages.engine import OPTIMIZER_STATES, WEIGHTS, Ranks
 from stages.errors import ConfigError, WorkError
+from stages.guard import Guard
 
 SIZES = TransformerConfig(in_channels=2, out_channels=2, text_dim=4, num_layers=1, num_heads=2, head_dim=12)
 INFO = CheckpointInfo(0, SIZES, "velocity", FlowConfig(), {}, {}, 1 / 8)
+FRESH = Guard()
 FILES = {"config.yaml", "ema.safetensors", "model.json", "model.safetensors", "null_text.safetensors"}
 
 
@@ -32,10 +34,18 @@ class FakeEngine:
         self.shapes = {name: tensor.shape for name, tensor in Transformer(SIZES, "velocity").state_dict().items()}
         self.trained, self.frozen = sum(shape.numel() for shape in self.shapes.values()), 0
         self.value = 0.0
+        self.restored: dict[str, object] = {}
+        self.trained_names = set(self.shapes)
 
     def gather(self, kind: str) -> dict[str, torch.Tensor]:
         offset = (WEIGHTS, *OPTIMIZER_STATES).index(kind) / 8
         return {name: torch.full(shape, self.value + offset) for name, shape in self.shapes.items()}
+
+    def scatter(self, kind: str, tensors: dict[str, torch.Tensor]) -> None:
+        self.restored[kind] = {float(tensor.max()) for tensor in tensors.values()}
+
+    def set_step(self, step: int) -> None:
+        self.restored["step"] = step
 
 
 class Run:
@@ -49,9 +59,9 @@ class Run:
         given = {"keep_last": 1, "milestone_every": None, **settings}
         self.checkpoints = Checkpoints(folder, INFO, torch.ones(2, 4), self.engine, ranks, **given)  # type: ignore[arg-type]
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, guard: Guard = FRESH) -> None:
         self.engine.value = float(step)
-        self.checkpoints.save(Progress(step, step, 0, 1, 1, "hash"))
+        self.checkpoints.save(Progress(step, step, 0, 1, 1, "hash", guard))
 
     def seen(self) -> list[str]:
         return sorted(path.name for path in self.folder.glob("*/step-*"))
@@ -114,6 +124,24 @@ def test_milestones_stay_and_open(tmp_path: Path) -> None:
             }
 
 
+def test_adam_has_counted_the_steps_that_were_not_skipped(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.save(5, Guard(skipped_steps=2, norms=3, norm_mean=1 / 3))
+    run.checkpoints.wait()
+    folder = checkpoint.newest(run.folder)
+    assert folder
+    progress = checkpoint.resume_point(folder, Progress(0, 0, 0, 1, 1, "hash"), INFO)
+    assert progress == Progress(5, 5, 0, 1, 1, "hash", Guard(skipped_steps=2, norms=3, norm_mean=1 / 3))
+    checkpoint.restore(folder, run.engine, progress)  # type: ignore[arg-type]
+    assert run.engine.restored == {
+        "weights": {5.0},
+        "ema": {5.125},
+        "exp_avg": {5.25},
+        "exp_avg_sq": {5.375},
+        "step": 3,
+    }
+
+
 def test_a_checkpoint_that_cannot_be_written_is_told_and_leaves_the_former(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", milestone_every=2)
     (run.folder / "milestones").touch()  # where a folder should be
@@ -143,8 +171,8 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest
     assert "2 milestones" in run.checkpoints.check_room(0, 29)
     with pytest.raises(ConfigError, match="GB free"):
         run.checkpoints.check_room(0, 30)
+    assert "1 milestones" in run.checkpoints.check_room(10, 29)
     run.save(1)
     run.checkpoints.wait()
-    assert "2 milestones" in run.checkpoints.check_room(1, 29)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - 16 * numbers))
     assert "2 milestones" in run.checkpoints.check_room(1, 29)  # one of the three is there
