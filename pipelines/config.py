@@ -184,6 +184,10 @@ def _accept(value: Any, hint: Any) -> tuple[bool, Any]:
             return False, None
         results = [_accept(entry, items[0]) for entry in value]
         return all(ok for ok, _ in results), origin(converted for _, converted in results)
+    if origin is dict and isinstance(value, dict):
+        kind = (typing.get_args(hint) or (Any, Any))[1]
+        converted = {key: _accept(entry, kind) for key, entry in value.items()}
+        return all(ok for ok, _ in converted.values()), {key: entry for key, (_, entry) in converted.items()}
     if origin is float:
         return _accept_float(value)
     if origin is int:

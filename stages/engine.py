@@ -2,9 +2,10 @@
 
 import difflib
 import logging
+import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from deepspeed.utils import (
 from pydantic import ValidationError
 
 from stages.errors import ConfigError
-from stages.optimizer import EmaAdamW, OptimizerConfig
+from stages.optimizer import EmaAdamW, OptimizerConfig, parameter_groups
 
 # What a training state is made of, each a full fp32 tensor by parameter name, whatever the number of ranks.
 WEIGHTS = "weights"
@@ -69,7 +70,7 @@ def start_ranks() -> Ranks:
     warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29555")
+        os.environ.setdefault("MASTER_PORT", "0")  # any free one: nobody else has to find it
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -90,6 +91,20 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values / dist.get_world_size()
 
 
+def largest_over_ranks(values: Sequence[int], ranks: Ranks) -> list[int]:
+    """The largest of each value over the ranks, on every rank."""
+    tensor = torch.tensor(values, device=ranks.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
 def barrier() -> None:
     dist.barrier()
 
@@ -108,7 +123,10 @@ def check_shared(folder: Path, ranks: Ranks) -> None:
 
 
 class Engine:
-    """A model under ZeRO: ``backward`` for each micro-batch of a step, then ``step``."""
+    """A model under ZeRO: ``backward`` for each micro-batch of a step, then ``step``.
+
+    ``trained`` and ``frozen`` count its parameters' numbers.
+    """
 
     def __init__(
         self,
@@ -121,9 +139,14 @@ class Engine:
         deepspeed_settings: Mapping[str, Any],
     ):
         config = _deepspeed_config(optimizer, precision, micro_batch, accumulation, deepspeed_settings)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = parameter_groups(model, optimizer)
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        self.trained, self.frozen = (sum(part.numel() for part in parts) for parts in (parameters, frozen.values()))
+        # DeepSpeed keeps no fp32 copy of these, and casts or partitions the model's own.
+        self._frozen = {name: part.detach().clone() for name, part in frozen.items() if dist.get_rank() == 0}
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=EmaAdamW(parameters, optimizer), model_parameters=parameters, config=config
+            model=model, optimizer=EmaAdamW(groups, optimizer), model_parameters=parameters, config=config
         )
         self._init_optimizer_state()
 
@@ -142,33 +165,54 @@ class Engine:
         """The model, to be called for the forward pass."""
         return self.engine
 
-    def backward(self, loss: torch.Tensor) -> None:
-        self.engine.backward(loss)
+    def backward(self, loss: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of a micro-batch; returns the mean loss over the ranks, still on the device.
+
+        A mean that is not finite makes the whole gradient NaN, on every rank, so that `step` skips the step.
+        """
+        mean = mean_over_ranks(loss.detach().clone())
+        self.engine.backward(loss * (1 + (mean - mean)))  # times 1, or NaN, without waiting for the device
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # counts the micro-batch; moves no weights
+        return mean
 
-    def step(self, learning_rate: float) -> float:
-        """Move the weights after the step's last ``backward``; returns the gradient norm before clipping."""
+    def step(self, lr_share: float, clip_norm: float) -> float | None:
+        """Move the weights after the step's last ``backward``; returns the gradient norm before clipping.
+
+        Where that norm is not finite nothing moves, and the result is None. Each rate is ``lr_share`` of its peak;
+        ``clip_norm`` may be infinite.
+        """
         for group in self._inner.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = lr_share * group["peak_lr"]
+        self.optimizer.clip_grad = clip_norm if math.isfinite(clip_norm) else 0.0  # DeepSpeed reads it at each step
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        if not self.engine.was_step_applied():
+            return None
+        norm = float(self.engine.get_global_grad_norm())
+        assert math.isfinite(norm), "DeepSpeed has moved the weights by a gradient that is not finite"
+        return norm
 
-    def gather(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, full fp32 CPU tensor) of ``WEIGHTS`` or one of ``OPTIMIZER_STATES``. All ranks must iterate."""
-        for name, parameter in self.engine.module.named_parameters():
+    def gather(self, kind: str) -> dict[str, torch.Tensor]:
+        """Name -> full fp32 CPU tensor, on rank 0 alone, of ``WEIGHTS`` or one of ``OPTIMIZER_STATES``.
+
+        Frozen parameters have an average, which is their value, but no moments. All ranks must call.
+        """
+        tensors = dict(self._frozen) if kind in (WEIGHTS, "ema") else {}
+        for name, parameter in self._trained_parameters():
             if kind == WEIGHTS:
                 full = safe_get_full_fp32_param(parameter)
             else:
                 full = safe_get_full_optimizer_state(parameter, kind)
-            yield name, full.detach().to("cpu", torch.float32)
+            if dist.get_rank() == 0:
+                tensors[name] = full.detach().to("cpu", torch.float32)
+        return tensors
 
     def scatter(self, kind: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put full tensors, as ``gather`` gave them, into the partition that each rank owns.
 
         The model that the engine was made from must have had the same weights.
         """
-        for name, parameter in self.engine.module.named_parameters():
+        for name, parameter in self._trained_parameters():
             full = tensors[name].to(parameter.device)
             if hasattr(parameter, "ds_id"):
                 _scatter_stage3(kind, parameter, full)
@@ -177,8 +221,15 @@ class Engine:
             else:
                 safe_set_full_optimizer_state(parameter, full, kind)
 
+    @property
+    def trained_names(self) -> set[str]:
+        return {name for name, _ in self._trained_parameters()}
+
+    def _trained_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [named for named in self.engine.module.named_parameters() if named[1].requires_grad]
+
     def set_step(self, step: int) -> None:
-        """The number of optimiser steps done, which Adam's bias correction and the EMA's warm-up count from."""
+        """How often the weights have moved, which Adam's bias correction and the EMA's warm-up count from."""
         for state in self._inner.state.values():
             state["step"].fill_(step)
 
@@ -206,6 +257,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     zero = settings.get("zero_optimization", {"stage": 1})
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         raise ConfigError(f"deepspeed.zero_optimization: found {zero!r}, expected keys with stage: 1, 2 or 3")
+    if zero.get("compute_grad_norm") is False:
+        raise ConfigError("deepspeed.zero_optimization.compute_grad_norm: the guard against NaN needs it, remove it")
     try:
         DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
@@ -221,7 +274,7 @@ def _deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optimizer.clip_norm,
-        "bf16": {"enabled": precision == "bf16"},
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,

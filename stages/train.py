@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,17 +16,26 @@ from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
 from models.weights import CheckpointInfo, LoadReport, load_into, read_prediction
 from shards.dataset import Dataset
-from shards.loader import DataConfig, Loader, selection_hash
+from shards.loader import Batch, DataConfig, Loader, selection_hash
 from shards.order import SampleOrder, batch_sizes
 from shards.schema import LATENTS
 from stages import checkpoint
-from stages.checkpoint import Progress
-from stages.engine import Engine, Ranks, check_settings, check_shared, mean_over_ranks, start_ranks
+from stages.checkpoint import Checkpoints, Progress
+from stages.engine import (
+    Engine,
+    Ranks,
+    check_settings,
+    check_shared,
+    largest_over_ranks,
+    start_ranks,
+)
 from stages.errors import ConfigError, WorkError, at_least
 from stages.loss import LatentLoss
-from stages.optimizer import OptimizerConfig, learning_rate
+from stages.optimizer import OptimizerConfig, lr_share, parameter_groups
 from stages.output import output_folder, save_settings, save_summary
+from stages.run_lock import run_lock
 from stages.runlog import RunLog, Stopwatch, peak_memory_gb
+from stages.stopping import REASONS, StopRequests
 from stages.validate import HeldOut, ValidationConfig, training_filter
 
 
@@ -38,9 +48,15 @@ class StepConfig:
     samples that has at most so many tokens (of whole clips, see data.subclip_frames), and at least that many samples.
     Neither depends on the number of ranks, so that a run may go on with another number; ranks x gradient_accumulation
     must divide the batches.
+
+    max_hours: save and leave when the command has run this long; the same command goes on.
+    milestone_every: of these checkpoints, multiples of save_every, the weights are kept for ever.
+    max_skipped: the run fails when so many steps in a row had a loss or gradient that is not finite.
     """
 
     steps: int = 1000
+    max_hours: float | None = None
+    max_skipped: int = 10
     batch_size: int | None = None
     batch_tokens: int | None = None
     batch_multiple: int = 8
@@ -51,12 +67,16 @@ class StepConfig:
     init_from: str | None = None
     save_every: int = 1000
     keep_last: int = 2
+    milestone_every: int | None = None
     log_every: int = 10
     log_sample_ids: bool = False
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "batch_tokens", "batch_multiple", "gradient_accumulation")
-        at_least(self, 1, "steps", *counts, "save_every", "keep_last", "log_every")
+        at_least(self, 1, "steps", *counts, "save_every", "keep_last", "log_every", "max_skipped", "milestone_every")
+        at_least(self, 0, "max_hours")
+        if self.milestone_every and self.milestone_every % self.save_every:
+            raise ValueError(f"milestone_every: found {self.milestone_every}, expected a multiple of {self.save_every}")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout: found {self.caption_dropout}, expected 0 to 1")
 
@@ -189,16 +209,22 @@ class Run:
     source: Source
     held_out: HeldOut | None
     model: Transformer
-    info: CheckpointInfo
     engine: Engine
+    checkpoints: Checkpoints
+    stops: StopRequests
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Train, or continue the run in ``config.output``, until ``train.steps``. Returns the summary."""
+    """Train, or continue the run in ``config.output``, until ``train.steps`` or a stop. Returns the summary."""
     ranks = start_ranks()
     check(config, ranks.world)
     folder = output_folder(config.output)
-    check_shared(folder, ranks)
+    with run_lock(folder, ranks), StopRequests(folder, config.train.max_hours, main=ranks.main) as stops:
+        check_shared(folder, ranks)
+        return _train(config, folder, ranks, stops)
+
+
+def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests) -> dict[str, Any]:
     source = open_source(config, ranks.rank, ranks.world)
     held_out = open_held_out(config, source, ranks.rank, ranks.world)
     resumed = checkpoint.newest(folder)
@@ -215,12 +241,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
     elif config.train.init_from:
         ranks.print(_start_from(config.train.init_from, model, source))
         ranks.print(_predictions(config.train.init_from, info))
-    run = Run(config, folder, ranks, source, held_out, model, info, _engine(config, model, ranks))
+    engine = _engine(config, model, ranks)
     if resumed:
-        checkpoint.restore(resumed, run.engine, progress)
+        checkpoint.restore(resumed, engine, progress)
+    checkpoints = Checkpoints(
+        folder,
+        info,
+        source.null_text,
+        engine,
+        ranks,
+        keep_last=config.train.keep_last,
+        milestone_every=config.train.milestone_every,
+    )
+    plan = checkpoints.check_room(progress.step, config.train.steps)
+    run = Run(config, folder, ranks, source, held_out, model, engine, checkpoints, stops)
     if ranks.main:
         save_settings(folder, config)
     ranks.print(_opening(run, progress))
+    ranks.print(plan)
 
     start = progress.step
     log = RunLog(folder, start, config.train.steps) if ranks.main else None
@@ -236,7 +274,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
-    config, settings, source, held_out = run.config, run.config.train, run.source, run.held_out
+    config, settings, source = run.config, run.config.train, run.source
     loss_of = LatentLoss(
         make_objective(config.objective),
         LatentStats.of(source.vae),
@@ -246,63 +284,107 @@ def _loop(run: Run, progress: Progress, log: RunLog | None) -> Progress:
         seed=config.seed,
         device=run.ranks.device,
     )
-    watch = Stopwatch()
-    with closing(source.loader.batches(progress.step, settings.steps)) as batches:
+    watch, stop, saved_step = Stopwatch(), 0, progress.step
+    with closing(run.checkpoints), closing(source.loader.batches(progress.step, settings.steps)) as batches:
         for step in range(progress.step, settings.steps):
             # Read.
             waiting = time.perf_counter()
-            batch = next(batches)
+            batch = run.checkpoints.failure() or _read(batches)
             waited_s = time.perf_counter() - waiting
+
+            # Agree: all ranks go on, or none; one that went alone would wait for the others for ever.
+            failed_rank = run.ranks.rank if isinstance(batch, Exception) else -1
+            stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank], run.ranks)
+            if isinstance(batch, Exception):
+                raise batch
+            if failed_rank >= 0:
+                raise WorkError(f"rank {failed_rank} cannot go on, so that no rank can: see its own message")
+            if stop:
+                break
 
             # Step.
             tokens = run.model.config.tokens(batch.mean.shape[1], *batch.mean.shape[3:])
-            losses = []
-            for part in batch.split(settings.gradient_accumulation):
-                loss = loss_of.training(run.engine.module, part, tokens)
-                run.engine.backward(loss)
-                losses.append(loss.detach())
-            norm = run.engine.step(learning_rate(step, settings.steps, config.optimizer))
+            losses = [
+                run.engine.backward(loss_of.training(run.engine.module, part, tokens))
+                for part in batch.split(settings.gradient_accumulation)
+            ]
+            clip_norm = progress.guard.clip_norm(config.optimizer)
+            norm = run.engine.step(lr_share(step, settings.steps, config.optimizer), clip_norm)
             samples = source.order.batch_size[batch.bucket.name]
             watch.add(samples, samples * tokens, waited_s)
             done = step + 1
-
-            validates = held_out and (done % config.validation.every == 0 or done == settings.steps)
-            logs = done % settings.log_every == 0 or done == settings.steps or validates
-            saves = done % settings.save_every == 0 or done == settings.steps
-
-            # Check: nothing that is not finite is ever saved.
-            if logs or saves:
-                mean_loss = float(mean_over_ranks(torch.stack(losses).mean()))
-                if not math.isfinite(mean_loss):
-                    raise WorkError(f"the loss is {mean_loss} at step {done}: lower optimizer.lr and run again")
+            seen = source.order.samples_before(done)
+            progress = progress.after(done, seen, progress.guard.after(norm, config.optimizer))
 
             # Report.
-            if logs:
+            last = done == settings.steps
+            validates = run.held_out and (last or done % config.validation.every == 0)
+            if norm is None:
+                _tell_skipped(run, progress, torch.stack(losses).mean())
+            elif last or validates or done % settings.log_every == 0:
                 keys = source.loader.keys(step) if settings.log_sample_ids else None
-                metrics = _metrics(config, done, mean_loss, norm, watch, keys)
-                if held_out and validates:
-                    metrics |= held_out.losses(run.engine.module, loss_of)
+                mean_loss = float(torch.stack(losses).mean())
+                metrics = _metrics(config, progress, mean_loss, norm, clip_norm, watch, keys)
+                if run.held_out and validates:
+                    metrics |= run.held_out.losses(run.engine.module, loss_of)
                 if log:
                     log.write(metrics)
                 watch = Stopwatch()
 
             # Save.
-            if saves:
-                progress = progress.after(done, source.order.samples_before(done))
-                checkpoint.save(run.folder, progress, run.info, source.null_text, run.engine, run.ranks)
-                if run.ranks.main:
-                    checkpoint.keep_last(run.folder, settings.keep_last)
+            if done % settings.save_every == 0:
+                run.checkpoints.save(progress)
+                saved_step = done
+
+        if progress.step > saved_step:
+            run.checkpoints.save(progress)
+        run.checkpoints.wait()
+    if stop:
+        run.ranks.print(f"stopped at step {progress.step} ({REASONS[stop]}): run the same command to go on")
     return progress
 
 
+def _tell_skipped(run: Run, progress: Progress, loss: torch.Tensor) -> None:
+    """Raises WorkError when too many steps in a row were skipped."""
+    count, done = progress.guard.skipped_in_a_row, progress.step
+    what = "gradient" if math.isfinite(loss) else "loss"
+    samples = _some(run.source.loader.keys(done - 1))
+    run.ranks.print(f"step {done} is skipped, its {what} is not finite; samples {samples}")
+    if count >= run.config.train.max_skipped:
+        raise WorkError(
+            f"steps {done - count + 1} to {done} were skipped, {count} in a row, for a {what} that is not finite: "
+            f"lower optimizer.lr and run again, or look at their samples, the last ones being {samples}"
+        )
+
+
+def _read(batches: Iterator[Batch]) -> Batch | Exception:
+    """The next batch, or why there is none: to be told to the other ranks before it is raised."""
+    try:
+        return next(batches)
+    except Exception as error:
+        return error
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _metrics(
-    config: TrainConfig, done: int, loss: float, norm: float, watch: Stopwatch, keys: list[str] | None
+    config: TrainConfig,
+    progress: Progress,
+    loss: float,
+    norm: float,
+    clip_norm: float,
+    watch: Stopwatch,
+    keys: list[str] | None,
 ) -> dict[str, Any]:
     metrics: dict[str, Any] = {
-        "step": done,
+        "step": progress.step,
         "loss": loss,
-        "learning_rate": learning_rate(done - 1, config.train.steps, config.optimizer),
+        "learning_rate": config.optimizer.lr * lr_share(progress.step - 1, config.train.steps, config.optimizer),
         "gradient_norm": norm,
+        "clip_norm": clip_norm if math.isfinite(clip_norm) else None,
+        "skipped_steps": progress.guard.skipped_steps,
         **watch.report(),
         "peak_memory_gb": peak_memory_gb(),
         "mfu": None,
@@ -383,7 +465,7 @@ def _opening(run: Run, progress: Progress) -> str:
     start = f"continues at step {progress.step}" if progress.step else "starts"
     return (
         f"{run.folder} {start}: {parameters:.2f} M parameters, {run.ranks.world} ranks on "
-        f"{run.ranks.device.type}, {run.config.train.precision}, predicts {run.info.prediction}; {_batches(run.source)}"
+        f"{run.ranks.device.type}, {run.config.train.precision}, predicts {run.config.objective.prediction}; {_batches(run.source)}"
     )
 
 
@@ -403,6 +485,7 @@ def describe(config: TrainConfig, world: int) -> str:
     held_out = open_held_out(config, source, 0, world)
     config = with_prediction(config, checkpoint.newest(Path(config.output)) if config.output else None)
     model = build_model(config, source)
+    parameter_groups(model, config.optimizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
     passes = source.order.samples_before(config.train.steps) / epoch

@@ -64,7 +64,7 @@ def train_settings(shards: Path | str, run: Path) -> list[str]:
     return [
         "--config", "configs/train/shapes.yaml", f"data.shards={shards}", f"output={run}", "train.steps=4",
         "train.save_every=2", "train.log_every=1", "train.log_sample_ids=true", "train.batch_size=8",
-        "model.num_layers=1",
+        "train.milestone_every=2", "model.num_layers=1",
     ]  # fmt: skip
 
 

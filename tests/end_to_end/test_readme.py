@@ -53,6 +53,16 @@ def test_every_config_is_valid_and_starts_with_its_command(path: Path) -> None:
     assert first.startswith("# ") and path.parent.name in first and second.startswith("# ")
 
 
+def test_the_commands_of_the_training_page_have_settings_that_exist() -> None:
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    lines = [line for line in commands(page) if "pipelines/train.py" in line]
+    assert len(lines) == 4
+    for line in lines:
+        words = shlex.split(line)
+        option, file, *settings = words[words.index("pipelines/train.py") + 1 :]
+        assert option == "--config" and load_config(TrainConfig, ROOT / file, settings).output == "RUN"
+
+
 def pipeline_commands() -> list[str]:
     pages = (README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("encode.md", "clusters.md")))
     found = [line for page in pages for line in commands(page) if "KIND" not in line]

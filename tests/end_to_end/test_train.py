@@ -3,21 +3,24 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from models.latents import LatentStats
 from models.objective import make_objective
-from models.weights import load_transformer, read_info, read_null_text
+from models.weights import find_checkpoint, load_transformer, read_info, read_null_text
 from shards.loader import DataConfig
 from stages.loss import LatentLoss
 from stages.validate import HeldOut, ValidationConfig
-from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings
+from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings, wait_for
 
 STATE = ("model", "ema", "exp_avg", "exp_avg_sq")
 
@@ -42,6 +45,9 @@ def test_a_run_leaves_what_others_build_on(road: Road) -> None:
     assert (summary["steps"], summary["samples_seen"]) == (4, 32)
     assert summary["final_loss"] == lines[-1]["loss"]
     assert (road.run / "config.yaml").is_file() and list((road.run / "tensorboard").iterdir())
+    milestones = sorted((road.run / "milestones").iterdir())
+    assert [read_info(milestone).step for milestone in milestones] == [2, 4]
+    assert not [path for path in milestones[0].iterdir() if path.name.startswith("exp_avg")]
 
 
 def test_the_average_is_not_the_weights(road: Road) -> None:
@@ -69,7 +75,7 @@ def test_a_resume_is_bit_equal_to_no_stop(road: Road, tmp_path: Path) -> None:
 def test_one_rank_takes_the_same_samples_in_the_same_order(road: Road, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOADED_MODULES, *train_settings(road.shards, tmp_path / "run")],
-        cwd=ROOT, env={**environment(), "MASTER_PORT": str(29100 + os.getpid() % 300)}, capture_output=True, text=True,
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ours, theirs = metrics(road.run), metrics(tmp_path / "run")
@@ -81,6 +87,23 @@ def test_one_rank_takes_the_same_samples_in_the_same_order(road: Road, tmp_path:
     assert not {"decord", "av", "sentencepiece", "ray"} & set(loaded)
     assert not [name for name in loaded if name.startswith(("transformers.models.t5", "diffusers.models"))]
     assert not {"models.vae", "models.text", "stages.decoding.decode"} & set(loaded)
+
+
+def test_two_nodes_started_by_hand_train_as_one_node_does(road: Road, tmp_path: Path) -> None:
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("node0 slots=1\nnode1 slots=1\n")
+    launcher, _, _, *rest = deepspeed(1)
+    hosts = [launcher, "--hostfile", str(hostfile), "--no_ssh", "--master_addr", "127.0.0.1"]
+    nodes = [
+        subprocess.Popen([*hosts, "--node_rank", str(node), *rest, *train_settings(road.shards, tmp_path / "run")],
+                         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for node in range(2)
+    ]  # fmt: skip
+    for node in nodes:
+        output, _ = node.communicate(timeout=300)
+        assert node.returncode == 0, output
+    ours, theirs = (folder / "checkpoints/step-0000004/model.safetensors" for folder in (road.run, tmp_path / "run"))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 MISTAKES = [
@@ -95,6 +118,9 @@ MISTAKES = [
     (["deepspeed.zero_optimisation.stage=2"], "did you mean zero_optimization"),
     (["train.gradient_accumulation=0"], "gradient_accumulation: found 0"),
     (["optimizer.lr=-1"], "lr: found -1.0"),
+    (["optimizer.group_lr={nothing*: 1e-4}"], "no parameter is left for 'nothing*'"),
+    (["optimizer.group_lr={'*.bias': 0}"], "were frozen and are trained, or the other way round"),
+    (["train.milestone_every=3"], "milestone_every: found 3, expected a multiple of 2"),
     (["data.window_shards=3"], "window_shards was 8, is 3"),
     (["model.patch_size=3", "output=OTHER"], "expected multiples of 24 pixels"),
     (["objective.prediction=epsilon"], "flow: prediction epsilon has no use for these settings"),
@@ -188,3 +214,102 @@ def test_a_run_starts_from_the_weights_of_another(road: Road, tmp_path: Path) ->
     started = load_file(tmp_path / "run/checkpoints/step-0000001/model.safetensors")
     source = load_file(road.run / "checkpoints/step-0000004/ema.safetensors")
     assert all((started[name] == source[name]).all() for name in source)
+
+
+def start(shards: Path, folder: Path) -> subprocess.Popen[str]:
+    """A run on two ranks, once it has done a step; one that fails to stop ends after a while all the same."""
+    settings = [*train_settings(shards, folder), "train.steps=100000", "train.save_every=100000",
+                "train.milestone_every=null", "train.batch_size=2", "train.max_hours=0.1"]  # fmt: skip
+
+    def written() -> int:
+        return (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0
+
+    before = written()
+    process = subprocess.Popen([*deepspeed(2), *settings], cwd=ROOT, env=environment(), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    wait_for(process, lambda: written() > before)
+    return process
+
+
+def runs(rank: psutil.Process) -> bool:
+    """Whether it still does anything; without its launcher, nobody may take note that it has ended."""
+    try:
+        return rank.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def stopped(process: subprocess.Popen[str], run_folder: Path, ranks: list[psutil.Process]) -> int:
+    """The step of the whole checkpoint that a stopped run leaves, once all of it has ended."""
+    output, _ = process.communicate(timeout=60)  # also waits for the ranks, which hold the pipe
+    deadline = time.monotonic() + 30
+    while any(map(runs, ranks)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    checkpoint = find_checkpoint(run_folder)
+    step = read_info(checkpoint).step
+    assert f"stopped at step {step} (the launcher has ended): run the same command to go on" in output
+    assert metrics(run_folder)[-1]["step"] == step
+    return step
+
+
+def test_a_run_whose_launcher_ends_saves_and_leaves(road: Road, tmp_path: Path) -> None:
+    """SIGTERM to the `deepspeed` command, which ends it alone; then kill -9 of the launcher that it started."""
+    folder, steps = tmp_path / "run", []
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = start(road.shards, folder)
+        (launcher,) = psutil.Process(process.pid).children()
+        ranks = launcher.children()
+        assert len(ranks) == 2
+        if not steps:
+            second = run(sys.executable, "pipelines/train.py", *train_settings(road.shards, folder), status=2)
+            assert f"{folder} is in use by process {ranks[0].pid} on " in second.stderr
+        os.kill(process.pid if number == signal.SIGTERM else launcher.pid, number)
+        steps.append(stopped(process, folder, ranks))
+    assert 0 < steps[0] < steps[1]
+
+
+GUARDED = """
+import sys
+from pipelines.command import run
+from pipelines.train import main
+for steps, folder in ((24, "whole"), (22, "stopped"), (24, "stopped")):
+    print("STATUS", run(main, [*sys.argv[2:], f"output={sys.argv[1]}/{folder}", f"train.steps={steps}"]))
+print("STATUS", run(main, [*sys.argv[2:], f"output={sys.argv[1]}/nan", "optimizer.lr=1e30", "train.max_skipped=3"]))
+"""
+
+
+def test_adaptive_clipping_resumes_bit_equal_and_nan_ends_the_run(road: Road, tmp_path: Path) -> None:
+    settings = [*train_settings(road.shards, tmp_path), "train.save_every=100", "train.batch_size=2",
+                "train.milestone_every=100", "optimizer.decay=constant", "optimizer.clip_norm=0",
+                "optimizer.clip_sigmas=0.1"]  # fmt: skip
+    done = run(sys.executable, "-c", GUARDED, tmp_path, *settings, "train.steps=10")
+    assert [line for line in done.stdout.splitlines() if "STATUS" in line] == 3 * ["STATUS 0"] + ["STATUS 1"]
+    for name in (*(f"{name}.safetensors" for name in STATE), "training.json"):
+        ours, theirs = (tmp_path / run / "checkpoints/step-0000024" / name for run in ("whole", "stopped"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    limits = [line["clip_norm"] for line in metrics(tmp_path / "stopped")]
+    assert limits[:20] == 20 * [None] and min(limits[20:]) > 0
+    assert limits == [line["clip_norm"] for line in metrics(tmp_path / "whole")]
+
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    skipped = [line for line in done.stdout.splitlines() if "is skipped, its" in line]
+    assert len(skipped) == 3
+    first = int(skipped[0].split()[1])
+    assert f"steps {first} to {first + 2} were skipped, 3 in a row" in told
+    assert metrics(tmp_path / "nan")[-1]["step"] == first - 1
+
+
+def test_a_damaged_shard_ends_all_ranks_and_is_named(road: Road, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(road.shards, shards)
+    tars = sorted(shards.glob("*/latents/*.tar"))
+    for tar in tars:
+        content = bytearray(tar.read_bytes())
+        content[600] ^= 1  # in the first sample of each
+        tar.write_bytes(content)
+    settings = [*train_settings(shards, tmp_path / "run"), "train.steps=6"]  # each sample once
+    done = run(*deepspeed(2), *settings, status=1)
+    assert any(tar.name in done.stderr for tar in tars) and "failed: " in done.stderr
+    assert "so that no rank can" in done.stderr or done.stderr.count("failed: ") == 2
+    assert "Traceback" not in done.stderr

@@ -11,8 +11,20 @@ from safetensors.torch import load_file
 
 from stages.engine import check_settings
 from stages.errors import ConfigError
-from stages.optimizer import OptimizerConfig, learning_rate
-from tests.stages.engine_run import ACCUMULATION, CASES, KINDS, OPTIMIZER, STEPS, build_model, micro_batches
+from stages.optimizer import OptimizerConfig, lr_share, parameter_groups
+from tests.stages.engine_run import (
+    ACCUMULATION,
+    CASES,
+    FROZEN,
+    KINDS,
+    OPTIMIZER,
+    RATES,
+    SKIPPED,
+    STEPS,
+    build_model,
+    clip_norm,
+    micro_batches,
+)
 
 SCRIPT = Path(__file__).with_name("engine_run.py")
 FP32 = [case for case in CASES if case.startswith("fp32")]
@@ -34,19 +46,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain_run() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The same training without DeepSpeed: weights, and their average kept in float64."""
+    """The same training without DeepSpeed or the skipped steps: weights, and their average kept in float64."""
     model = build_model()
-    adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.999), weight_decay=0)
+    trained = {name: parameter for name, parameter in model.named_parameters() if name != FROZEN}
+    groups = [{"params": [parameter], "peak": RATES[name]} for name, parameter in trained.items()]
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0)
     average = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
-    for step in range(STEPS):
+    for moved, step in enumerate(step for step in range(STEPS) if step not in SKIPPED):
         adam.zero_grad()
         for inputs, targets in micro_batches(step):
             ((model(inputs) - targets).square().mean() / ACCUMULATION).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
+        torch.nn.utils.clip_grad_norm_(trained.values(), clip_norm(step))
         for group in adam.param_groups:
-            group["lr"] = learning_rate(step, STEPS, OPTIMIZER)
+            group["lr"] = group["peak"] * lr_share(step, STEPS, OPTIMIZER)
         adam.step()
-        decay = min(0.9999, (2 + step) / (11 + step))
+        decay = min(0.9999, (2 + moved) / (11 + moved))
         for name, parameter in model.named_parameters():
             average[name] = decay * average[name] + (1 - decay) * parameter.detach().double()
     return {name: parameter.detach() for name, parameter in model.named_parameters()}, average
@@ -57,6 +71,15 @@ def test_zero_on_two_ranks_trains_like_plain_pytorch(case: str, runs: Path) -> N
     weights, average = plain_run()
     for kind, reference in (("weights", weights), ("ema", average)):
         assert_equal(load_file(runs / f"{case}/whole-{kind}.safetensors"), reference)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_weights_keep_every_bit_and_have_no_moments(case: str, runs: Path) -> None:
+    states = {kind: load_file(runs / f"{case}/resumed-2-{kind}.safetensors") for kind in KINDS}
+    for kind in ("weights", "ema"):
+        assert torch.equal(states[kind][FROZEN], build_model().get_parameter(FROZEN))
+    for kind in ("exp_avg", "exp_avg_sq"):
+        assert states[kind].keys() == RATES.keys()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -80,10 +103,24 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
     config = OptimizerConfig(lr=1.0, warmup_steps=4, decay="cosine", final_lr_share=0.1)
-    rates = [learning_rate(step, 104, config) for step in range(104)]
+    rates = [lr_share(step, 104, config) for step in range(104)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0 and rates[54] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1, abs=1e-3)
     assert all(a >= b for a, b in zip(rates[3:], rates[4:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ({"0.*": 1e-3, "1.*": 1e-3}, "no parameter is left for '1.*'"),
+        ({"*": 1e-3, "0.bias": 0.0}, "no parameter is left for '0.bias'"),
+        ({"*": 0.0}, "freezes every parameter"),
+    ],
+)
+def test_patterns_that_decide_nothing_are_refused(patterns: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parameter_groups(build_model(), OptimizerConfig(group_lr=patterns))
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
