@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.errors import WeightsError
+from models.pretrained import Kind, Pretrained, taken_over
 from models.transformer import TransformerConfig
 
+CONFIG = "config.json"
 LATTE = "LatteTransformer3DModel"
 PIXART = "PixArtTransformer2DModel"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -22,31 +24,31 @@ REQUIRED: dict[str, Any] = {
     "attention_bias": True,
     "norm_elementwise_affine": False,
 }
+_MAKES: dict[Kind, str] = {"Latte": "video", "PixArt": "image"}
 
 
 def find(path: Path) -> Path | None:
     """The folder with a diffusers model's config.json: `path`, its `transformer`, or None."""
     for folder in (path, path / "transformer"):
-        if (folder / "config.json").is_file() and "_class_name" in read_json(folder / "config.json"):
+        if (folder / CONFIG).is_file() and "_class_name" in read_json(folder / CONFIG):
             return folder
     return None
 
 
-def class_name(folder: Path) -> str:
-    """The diffusers class whose weights the folder holds."""
-    return read_json(folder / "config.json")["_class_name"]
-
-
-def latte_config(folder: Path) -> TransformerConfig:
-    """The config of the Latte transformer in this folder; WeightsError where our network differs from it."""
-    config = read_json(folder / "config.json")
-    if config["_class_name"] != LATTE:
-        raise WeightsError(f"{folder} holds a {config['_class_name']}; expected a {LATTE}")
+def open_folder(folder: Path) -> Pretrained:
+    """The Latte or PixArt transformer in this folder; WeightsError where our network differs from it."""
+    config = read_json(folder / CONFIG)
+    found = config["_class_name"]
+    if found not in (LATTE, PIXART):
+        raise WeightsError(f"{folder} holds a {found}; expected a {LATTE} or a {PIXART}")
+    kind: Kind = "Latte" if found == LATTE else "PixArt"
     wrong = [f"{k} is {config.get(k)!r}, not {v!r}" for k, v in REQUIRED.items() if config.get(k) != v]
     if wrong:
-        raise WeightsError(f"{folder} is not a Latte text-to-video model: {'; '.join(wrong)}")
+        raise WeightsError(f"{folder} is not a {kind} text-to-{_MAKES[kind]} model: {'; '.join(wrong)}")
     try:
-        return TransformerConfig(
+        # Latte's class has no interpolation_scale, and follows the rule that PixArt's has as its default.
+        scale = config.get("interpolation_scale") or default_position_scale(config["sample_size"])
+        ours = TransformerConfig(
             in_channels=config["in_channels"],
             out_channels=config.get("out_channels") or config["in_channels"],
             patch_size=config["patch_size"],
@@ -55,23 +57,33 @@ def latte_config(folder: Path) -> TransformerConfig:
             head_dim=config["attention_head_dim"],
             text_dim=config["caption_channels"],
             sample_size=config["sample_size"],
-            position_scale=max(config["sample_size"] // 64, 1),
-            temporal_pos="stream",
+            position_scale=float(scale),
+            temporal_pos="stream" if kind == "Latte" else "branch",
+            temporal_init="normal" if kind == "Latte" else "zero",
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / 'config.json'} does not describe a Latte model: {error!r}") from error
+        raise WeightsError(f"{folder / CONFIG} does not describe a {kind} model: {error!r}") from error
+    return Pretrained(folder, kind, ours, "epsilon", taken_over(kind), lambda: read_tensors(folder))
+
+
+def default_position_scale(sample_size: int) -> int:
+    """What diffusers divides spatial positions by when its config does not say."""
+    return max(sample_size // 64, 1)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All weights in the folder, in one file or in the several that an index names."""
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        tensors |= read_safetensors(path)
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
     index = folder / f"{WEIGHTS}.index.json"
     if not index.is_file():
-        return read_safetensors(folder / WEIGHTS)
-    names = sorted(set(read_json(index)["weight_map"].values()))
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        tensors |= read_safetensors(folder / name)
-    return tensors
+        return [folder / WEIGHTS]
+    return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -11,10 +11,11 @@ import torch
 
 from models import flow
 from models.latents import LatentStats
+from models.loading import load_transformer
 from models.text import TextEncoder, text_encoder_identity
 from models.transformer import Transformer
 from models.vae import FrozenVAE, vae_identity
-from models.weights import CheckpointInfo, find_checkpoint, load_transformer, read_info, read_null_text
+from models.weights import CheckpointInfo, find_checkpoint, read_info, read_null_text
 from shards.schema import Bucket
 from stages.errors import ConfigError, at_least
 from stages.output import output_folder, progress_bar, save_settings, save_summary

@@ -11,9 +11,10 @@ import torch
 
 from models.flow import FlowConfig
 from models.latents import LatentStats
+from models.loading import LoadReport, load_into
 from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
-from models.weights import CheckpointInfo, LoadReport, load_into
+from models.weights import CheckpointInfo
 from shards.dataset import Dataset
 from shards.loader import DataConfig, Loader, selection_hash
 from shards.order import SampleOrder

@@ -55,10 +55,10 @@ def latte(config: TransformerConfig, frames: int) -> LatteTransformer3DModel:
     return LatteTransformer3DModel(**diffusers_arguments(config), video_length=frames).eval()
 
 
-def pixart(config: TransformerConfig) -> PixArtTransformer2DModel:
-    """The reference image model."""
+def pixart(config: TransformerConfig, use_additional_conditions: bool = False) -> PixArtTransformer2DModel:
+    """The reference image model; with additional conditions, it is told sizes, as at 1024 px."""
     arguments = diffusers_arguments(config) | {"interpolation_scale": config.position_scale}
-    return PixArtTransformer2DModel(**arguments, use_additional_conditions=False).eval()
+    return PixArtTransformer2DModel(**arguments, use_additional_conditions=use_additional_conditions).eval()
 
 
 def inputs(
