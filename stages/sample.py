@@ -75,7 +75,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     save_settings(output, config)
 
-    _check_models(config.pretrained_model_path, info)
+    check_models(config.pretrained_model_path, info)
     requests = _encode_prompts(config, prompts, info, device)
     latents = _denoise_all(config, requests, checkpoint, info, shape, device)
     videos = _decode(config, latents, info, device)
@@ -150,7 +150,7 @@ def _encode_prompts(
     ]
 
 
-def _check_models(path: str, info: CheckpointInfo) -> None:
+def check_models(path: str, info: CheckpointInfo) -> None:
     """Raises ConfigError unless the VAE and text encoder are those that made the training data."""
     for what, found, trained in (
         ("VAE", vae_identity(path), info.vae),

@@ -3,7 +3,7 @@
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,10 @@ import torch
 
 from models.flow import FlowConfig
 from models.latents import LatentStats
-from models.loading import LoadReport, load_into
+from models.loading import load_into
 from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
-from models.weights import CheckpointInfo
+from models.weights import CheckpointInfo, read_null_text
 from shards.dataset import Dataset
 from shards.loader import DataConfig, Loader, selection_hash
 from shards.order import SampleOrder
@@ -27,6 +27,7 @@ from stages.loss import FlowLoss
 from stages.optimizer import OptimizerConfig, learning_rate
 from stages.output import output_folder, save_settings, save_summary
 from stages.runlog import RunLog, Stopwatch, peak_memory_gb
+from stages.start import model_settings, start_from
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Source:
 
     dataset: Dataset
     loader: Loader
-    null_text: torch.Tensor  # [L0, D]
+    null_text: torch.Tensor  # [L0, D], the dataset's until the run's own is known
     vae: dict[str, Any]
     text_encoder: dict[str, Any]
     fps: float
@@ -146,6 +147,7 @@ class Run:
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train, or continue the run in ``config.output``, until ``train.steps``. Returns the summary."""
     ranks = start_ranks()
+    config = settled(config)
     check(config, ranks.world)
     folder = output_folder(config.output)
     check_shared(folder, ranks)
@@ -159,8 +161,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if resumed:
         progress = checkpoint.resume_point(resumed, progress, info)
         load_into(model, resumed, "model")
+        embedding, mask = read_null_text(resumed)
+        source = replace(source, null_text=embedding[mask])
     elif config.train.init_from:
-        ranks.print(_start_from(config.train.init_from, model, source))
+        report = start_from(config.train.init_from, model, source.vae, source.text_encoder)
+        ranks.print(f"starts from {config.train.init_from}: {report}")
+        if report.null_text is not None:
+            source = replace(source, null_text=report.null_text)
     run = Run(config, folder, ranks, source, model, info, _engine(config, model, ranks))
     if resumed:
         checkpoint.restore(resumed, run.engine, progress)
@@ -251,6 +258,12 @@ def _metrics(
     return metrics if keys is None else {**metrics, "sample_ids": keys}
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The config with the settings of the model that follow from the weights it starts from."""
+    resumed = checkpoint.newest(Path(config.output)) if config.output else None
+    return replace(config, model=model_settings(config.model, config.train.init_from, resumed))
+
+
 def check(config: TrainConfig, world: int) -> None:
     """Raises ConfigError for settings that no run can have on this many ranks."""
     transformer_config(config)
@@ -289,22 +302,6 @@ def _info(config: TrainConfig, model: Transformer, source: Source) -> Checkpoint
     )
 
 
-def _start_from(path: str, model: Transformer, source: Source) -> LoadReport:
-    """Start from the weights at ``path``. Raises ConfigError if they were trained on other latents or text."""
-    report = load_into(model, path)
-    if report.info:
-        for what, found, here in (
-            ("VAE", report.info.vae, source.vae),
-            ("text encoder", report.info.text_encoder, source.text_encoder),
-        ):
-            if found != here:
-                differing = [
-                    f"{name} {found.get(name)!r}, here {here[name]!r}" for name in here if found.get(name) != here[name]
-                ]
-                raise ConfigError(f"{path} was trained with another {what} than these shards: {'; '.join(differing)}")
-    return report
-
-
 def _opening(run: Run, progress: Progress) -> str:
     parameters = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
     shapes = ", ".join(bucket.name for bucket in run.source.dataset.buckets)
@@ -317,6 +314,7 @@ def _opening(run: Run, progress: Progress) -> str:
 
 def describe(config: TrainConfig, world: int) -> str:
     """What ``train`` would do, in a few lines."""
+    config = settled(config)
     check(config, world)
     source = open_source(config, 0, world)
     model = build_model(config, source)
