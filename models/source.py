@@ -114,6 +114,6 @@ def _snapshot(hub_id: str, allowed: list[str], ignored: list[str]) -> Path:
         reason = str(error).splitlines()[0]
         raise WeightsError(
             f"{hub_id} is no local folder, and the model hub could not deliver it ({reason}); "
-            "name a folder that holds it, or 'tiny' for the embedded models"
+            "name a folder that holds it"
         ) from error
     return Path(path)

@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from models.transformer import TransformerConfig
+from models.weights import read_info, read_null_text
 from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings
+from tests.models.networks import pixart, randomise
+from tests.models.originals import pixart_positions, pixart_state, save_pth
 
 STATE = ("model", "ema", "exp_avg", "exp_avg_sq")
 
@@ -83,7 +88,7 @@ MISTAKES = [
     (["model.num_headz=3"], "did you mean num_heads"),
     (["model.num_heads=3"], "belongs to another run"),
     (["seed=1"], "belongs to another run (seed was 0, is 1)"),
-    (["train.init_from=no/run", "output=OTHER"], "no/run does not exist"),
+    (["train.init_from=no/such/run", "output=OTHER"], "no/such/run does not exist"),
     (["deepspeed.bf16.enabled=true", "output=OTHER"], "deepspeed.bf16"),
     (["deepspeed.zero_optimisation.stage=2"], "did you mean zero_optimization"),
     (["train.gradient_accumulation=0"], "gradient_accumulation: found 0"),
@@ -149,3 +154,26 @@ def test_a_run_starts_from_the_weights_of_another(road: Road, tmp_path: Path) ->
     started = load_file(tmp_path / "run/checkpoints/step-0000001/model.safetensors")
     source = load_file(road.run / "checkpoints/step-0000004/ema.safetensors")
     assert all((started[name] == source[name]).all() for name in source)
+
+
+def test_a_run_starts_from_pixarts_own_file_and_goes_on_without_it(road: Road, tmp_path: Path) -> None:
+    """It takes over the positions, keeps the spatial weights, and trains and samples with PixArt's empty caption."""
+    small = TransformerConfig(out_channels=8, num_layers=1, num_heads=1, head_dim=72, text_dim=64, sample_size=16)
+    reference, null_text = randomise(pixart(small)), torch.randn(40, 64)
+    extra = {"pos_embed": pixart_positions(reference), "y_embedder.y_embedding": null_text}
+    path = save_pth(tmp_path / "PixArt.pth", pixart_state(reference) | extra)
+    settings = [
+        *train_settings(road.shards, tmp_path / "run"), f"train.init_from={path}", "model.num_heads=1",
+        "model.head_dim=72", "model.pooled_text=false", "train.caption_dropout=1.0", "optimizer.lr=0.0",
+    ]  # fmt: skip
+    done = run(sys.executable, "pipelines/train.py", *settings, "train.steps=1")
+    assert f"starts from {path}: " in done.stdout and "the variance half of its output is left out" in done.stdout
+    path.unlink()
+    run(sys.executable, "pipelines/train.py", *settings, "train.steps=2")
+    last = tmp_path / "run/checkpoints/step-0000002"
+    config = read_info(last).transformer
+    assert (config.sample_size, config.temporal_pos, config.temporal_init) == (16, "branch", "zero")
+    assert torch.equal(read_null_text(last)[0], null_text)
+    weights = load_file(last / "model.safetensors")
+    kept = {name: tensor for name, tensor in reference.state_dict().items() if not name.startswith("proj_out")}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
