@@ -138,6 +138,8 @@ def load_into(model: Transformer, path: str | Path, weights: str = "ema") -> Loa
         notes.append("the variance half of its output is left out")
     if source.prediction != model.prediction:
         notes.append(f"it predicts {source.prediction}, this model is trained for {model.prediction}")
+    if any(name.startswith(SIZE_EMBEDDERS) for name in tensors):
+        notes.append("it is told the size of the picture, which this model is not")
     report = _compare(model, tensors, source)
     own = _own_names(source)
     lacking = tuple(name for name in report.missing if name in own)

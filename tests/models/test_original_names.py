@@ -122,6 +122,7 @@ def test_the_size_embedders_of_1024_px_have_no_place(tmp_path: Path) -> None:
     path = save_pth(tmp_path / "PixArt-MS.pth", pixart_state(reference) | {"pos_embed": pixart_positions(reference)})
     report = load_into(Transformer(config), path)
     assert len(report.unexpected) == 8 and all("embedder" in name for name in report.unexpected)
+    assert "it is told the size of the picture, which this model is not" in report.notes
     with pytest.raises(WeightsError, match="nothing else: .*8 without a place"):
         load_transformer(path)
 
