@@ -113,7 +113,7 @@ def load_transformer(path: str | Path, weights: str = "ema") -> Transformer:
     with torch.device("meta" if source.has_temporal_blocks else "cpu"):
         model = Transformer(source.config, source.prediction)
     report = _compare(model, tensors, source)
-    if report.unexpected or any(name in _own_names(source) for name in report.missing):
+    if report.unexpected or not _own_names(source).isdisjoint(report.missing):
         raise WeightsError(f"{source.path} does not hold the whole transformer and nothing else: {report}")
     model.load_state_dict(tensors, assign=True, strict=False)
     return model.eval()
@@ -127,15 +127,14 @@ def load_into(model: Transformer, path: str | Path, weights: str = "ema") -> Loa
     place, when a shape differs, or when the model would compute something else with the same weights.
 
     A final projection with a variance beside the prediction (PixArt's and Latte's) gives its first half to a model
-    that predicts no variance.
+    that predicts none, and one without is the first half of a model's that does.
     """
     source = open_pretrained(path, weights)
     _check_same_network(model.config, source)
     tensors, null_text = _parameters(source)
     notes = [f"a {source.kind} with spatial positions to {position_range(source.config):g}"]
-    if source.config.out_channels == 2 * model.config.out_channels:
-        tensors |= _without_variance(tensors, source.config)
-        notes.append("the variance half of its output is left out")
+    if fitted := _fit_output(tensors, model, source):
+        notes.append(fitted)
     if source.prediction != model.prediction:
         notes.append(f"it predicts {source.prediction}, this model is trained for {model.prediction}")
     if any(name.startswith(SIZE_EMBEDDERS) for name in tensors):
@@ -195,14 +194,22 @@ def _check_same_network(config: TransformerConfig, source: Pretrained) -> None:
         raise WeightsError(f"the model differs from the {source.kind} in {source.path}: {'; '.join(wrong)}")
 
 
-def _without_variance(tensors: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
-    """The final projection's rows of the first half of the output channels; a patch's rows are [p, p, channels]."""
-    kept = {}
-    for name in ("proj_out.weight", "proj_out.bias"):
-        if name in tensors and len(tensors[name]) == config.patch_size**2 * config.out_channels:
-            rows = tensors[name].unflatten(0, (-1, config.out_channels))
-            kept[name] = rows[:, : config.out_channels // 2].flatten(0, 1)
-    return kept
+def _fit_output(tensors: dict[str, Tensor], model: Transformer, source: Pretrained) -> str | None:
+    """Gives the final projection the model's channels where a variance is all that one has and the other has not.
+
+    The rows of a patch are [p, p, channels], the variance's last. Returns what was done, None where nothing was.
+    """
+    there, here = source.config.out_channels, model.config.out_channels
+    if there not in (2 * here, here / 2):
+        return None
+    shared = min(there, here)
+    for name, fresh in model.proj_out.state_dict(prefix="proj_out.").items():
+        given = tensors.get(name)
+        if given is not None and given.numel() * here == fresh.numel() * there:
+            rows = fresh.clone().unflatten(0, (-1, here))
+            rows[:, :shared] = given.unflatten(0, (-1, there))[:, :shared]
+            tensors[name] = rows.flatten(0, 1)
+    return "the variance half of its output is left out" if there > here else "the variance half of the output is new"
 
 
 def _compare(model: Transformer, tensors: Mapping[str, Tensor], source: Pretrained) -> LoadReport:

@@ -70,6 +70,18 @@ def test_a_model_without_variance_takes_the_prediction_alone(
     )
 
 
+@torch.no_grad()
+def test_a_model_with_variance_starts_from_one_without(tmp_path: Path) -> None:
+    reference = randomise(latte(replace(XL_LIKE, out_channels=4), 3))
+    model = Transformer(XL_LIKE, "epsilon").eval()
+    report = load_into(model, _folder(reference, tmp_path))
+    latents, timestep, text, mask = inputs(XL_LIKE)
+    found = model(latents, timestep, text, mask)
+    assert_close(found[:, :4], reference(latents, timestep, text, return_dict=False)[0])
+    assert not found[:, 4:].any()
+    assert report.notes[1:] == ("the variance half of the output is new",)
+
+
 @SOURCES
 def test_pixart_opens_as_a_model_that_leaves_frames_to_it(save: Callable, reference: nn.Module, tmp_path: Path) -> None:
     model = load_transformer(save(reference, tmp_path / "source"))
