@@ -10,7 +10,7 @@ import xxhash
 
 from models.errors import WeightsError
 
-Part = Literal["vae", "text_encoder", "tokenizer"]
+Part = Literal["vae", "text_encoder", "tokenizer", "transformer"]
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 CONFIG_NAME = "config.json"
@@ -26,7 +26,7 @@ def resolve_model(name_or_path: str, part: Part) -> Path:
         name_or_path: ``tiny`` for the embedded models, a local folder, or a hub id (``owner/name``), which is
             downloaded to the hub's cache. A folder or repository may hold the part itself, or be of diffusers' layout
             with the part in a subfolder of its name.
-        part: ``vae``, ``text_encoder`` or ``tokenizer``.
+        part: ``vae``, ``text_encoder``, ``tokenizer`` or ``transformer``.
 
     Raises:
         WeightsError: there is no such folder, it does not hold the part, or the hub could not deliver it.
@@ -34,9 +34,14 @@ def resolve_model(name_or_path: str, part: Part) -> Path:
     folder = TINY_FOLDER if name_or_path == "tiny" else Path(name_or_path).expanduser()
     if folder.is_dir():
         return _part_of(folder, part)
-    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name_or_path):
+    if folder.exists() or not is_hub_id(name_or_path):
         raise WeightsError(f"{name_or_path} is not a folder; expected 'tiny', a folder with the {part}, or a hub id")
     return _part_of(_download(name_or_path, part), part)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the model hub could know a repository by this name."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -109,6 +114,6 @@ def _snapshot(hub_id: str, allowed: list[str], ignored: list[str]) -> Path:
         reason = str(error).splitlines()[0]
         raise WeightsError(
             f"{hub_id} is no local folder, and the model hub could not deliver it ({reason}); "
-            "name a folder that holds it, or 'tiny' for the embedded models"
+            "name a folder that holds it"
         ) from error
     return Path(path)

@@ -116,10 +116,13 @@ class LatentLoss:
         return self.objective.loss(output, latents, noise, level)
 
     def _drop_captions(self, batch: Batch, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        text = self._to_device(batch.text)  # [b, L, D], L is at least the null's length
+        text = self._to_device(batch.text)  # [b, L, D]
         mask = torch.from_numpy(batch.text_mask).to(self.device)
         dropped = (uniform < self.caption_dropout).to(self.device)
         length = self.null_text.shape[0]
+        lacking = max(0, length - mask.shape[1])  # the null of PixArt-alpha's weights is longer than the dataset's
+        text = torch.nn.functional.pad(text, (0, 0, 0, lacking))
+        mask = torch.nn.functional.pad(mask, (0, lacking))
         null = torch.zeros_like(text[0])
         null[:length] = self.null_text
         null_mask = torch.arange(mask.shape[1], device=self.device) < length

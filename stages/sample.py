@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from models.latents import LatentStats
+from models.loading import load_transformer
 from models.objective import make_objective
 from models.text import TextEncoder, text_encoder_identity
 from models.transformer import Transformer
 from models.vae import FrozenVAE, vae_identity
-from models.weights import CheckpointInfo, find_checkpoint, load_transformer, read_info, read_null_text
+from models.weights import CheckpointInfo, find_checkpoint, read_info, read_null_text
 from shards.schema import Bucket
 from stages.errors import ConfigError, at_least
 from stages.output import output_folder, progress_bar, save_settings, save_summary
@@ -75,7 +76,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     save_settings(output, config)
 
-    _check_models(config.pretrained_model_path, info)
+    check_models(config.pretrained_model_path, info)
     requests = _encode_prompts(config, prompts, info, device)
     latents = _denoise_all(config, requests, checkpoint, info, shape, device)
     videos = _decode(config, latents, info, device)
@@ -150,7 +151,7 @@ def _encode_prompts(
     ]
 
 
-def _check_models(path: str, info: CheckpointInfo) -> None:
+def check_models(path: str, info: CheckpointInfo) -> None:
     """Raises ConfigError unless the VAE and text encoder are those that made the training data."""
     for what, found, trained in (
         ("VAE", vae_identity(path), info.vae),

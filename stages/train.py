@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 
 from models.latents import LatentStats
+from models.loading import load_into
 from models.objective import ObjectiveConfig, make_objective
 from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
-from models.weights import CheckpointInfo, LoadReport, load_into, read_prediction
+from models.weights import CheckpointInfo, read_null_text
 from shards.dataset import Dataset
 from shards.loader import Batch, DataConfig, Loader, selection_hash
 from shards.order import SampleOrder, batch_sizes
@@ -35,6 +36,7 @@ from stages.optimizer import OptimizerConfig, lr_share, parameter_groups
 from stages.output import output_folder, save_settings, save_summary
 from stages.run_lock import run_lock
 from stages.runlog import RunLog, Stopwatch, peak_memory_gb
+from stages.start import model_settings, objective_settings, start_from
 from stages.stopping import REASONS, StopRequests
 from stages.validate import HeldOut, ValidationConfig, training_filter
 
@@ -108,7 +110,7 @@ class Source:
     order: SampleOrder
     sample_tokens: dict[str, int]  # by bucket: what the model cuts one sample into
     loader: Loader
-    null_text: torch.Tensor  # [L0, D]
+    null_text: torch.Tensor  # [L0, D], the dataset's until the run's own is known
     vae: dict[str, Any]
     text_encoder: dict[str, Any]
     fps: float
@@ -163,21 +165,6 @@ def open_held_out(config: TrainConfig, source: Source, rank: int = 0, world: int
     return HeldOut.open(config.validation, config.data, sizes, rank, world)
 
 
-def with_prediction(config: TrainConfig, resumed: Path | None) -> TrainConfig:
-    """The config with a prediction: what is set, or that of the run so far, or of ``train.init_from``'s weights.
-
-    Fresh weights take rectified flow. Raises ConfigError where ``objective`` has settings of another kind.
-    """
-    prediction = config.objective.prediction
-    if prediction is None:
-        source = resumed or config.train.init_from
-        prediction = read_prediction(source) if source else "velocity"
-    try:
-        return replace(config, objective=replace(config.objective, prediction=prediction))
-    except ValueError as error:
-        raise ConfigError(f"objective.{error}, or set objective.prediction") from None
-
-
 def transformer_config(config: TrainConfig, **data: int) -> TransformerConfig:
     """The network that the ``model`` section names, with the sizes that the data set."""
     settings = dict(config.model)
@@ -217,6 +204,7 @@ class Run:
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train, or continue the run in ``config.output``, until ``train.steps`` or a stop. Returns the summary."""
     ranks = start_ranks()
+    config = settled(config)
     check(config, ranks.world)
     folder = output_folder(config.output)
     with run_lock(folder, ranks), StopRequests(folder, config.train.max_hours, main=ranks.main) as stops:
@@ -228,7 +216,6 @@ def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests)
     source = open_source(config, ranks.rank, ranks.world)
     held_out = open_held_out(config, source, ranks.rank, ranks.world)
     resumed = checkpoint.newest(folder)
-    config = with_prediction(config, resumed)
     model = build_model(config, source)
     info = _info(config, model, source)
 
@@ -238,9 +225,13 @@ def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests)
     if resumed:
         progress = checkpoint.resume_point(resumed, progress, info)
         load_into(model, resumed, "model")
+        embedding, mask = read_null_text(resumed)
+        source = replace(source, null_text=embedding[mask])
     elif config.train.init_from:
-        ranks.print(_start_from(config.train.init_from, model, source))
-        ranks.print(_predictions(config.train.init_from, info))
+        report = start_from(config.train.init_from, model, source.vae, source.text_encoder)
+        ranks.print(f"starts from {config.train.init_from}: {report}")
+        if report.null_text is not None:
+            source = replace(source, null_text=report.null_text)
     engine = _engine(config, model, ranks)
     if resumed:
         checkpoint.restore(resumed, engine, progress)
@@ -392,6 +383,17 @@ def _metrics(
     return metrics if keys is None else {**metrics, "sample_ids": keys}
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The config with what follows from the weights that the run starts from, or goes on from."""
+    resumed = checkpoint.newest(Path(config.output)) if config.output else None
+    init_from = config.train.init_from
+    return replace(
+        config,
+        model=model_settings(config.model, init_from, resumed),
+        objective=objective_settings(config.objective, init_from, resumed),
+    )
+
+
 def check(config: TrainConfig, world: int) -> None:
     """Raises ConfigError for settings that no run can have on this many ranks."""
     transformer_config(config)
@@ -436,36 +438,13 @@ def _info(config: TrainConfig, model: Transformer, source: Source) -> Checkpoint
     )
 
 
-def _start_from(path: str, model: Transformer, source: Source) -> LoadReport:
-    """Start from the weights at ``path``. Raises ConfigError if they were trained on other latents or text."""
-    report = load_into(model, path)
-    if report.info:
-        for what, found, here in (
-            ("VAE", report.info.vae, source.vae),
-            ("text encoder", report.info.text_encoder, source.text_encoder),
-        ):
-            if found != here:
-                differing = [
-                    f"{name} {found.get(name)!r}, here {here[name]!r}" for name in here if found.get(name) != here[name]
-                ]
-                raise ConfigError(f"{path} was trained with another {what} than these shards: {'; '.join(differing)}")
-    return report
-
-
-def _predictions(path: str, info: CheckpointInfo) -> str:
-    """What the weights that a run starts from predict, and what it trains them to."""
-    found = read_prediction(path)
-    if found == info.prediction:
-        return f"{path} predicts {found}, and so does this run"
-    return f"warning: {path} predicts {found}, this run {info.prediction}: its samples need training to be good again"
-
-
 def _opening(run: Run, progress: Progress) -> str:
     parameters = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
     start = f"continues at step {progress.step}" if progress.step else "starts"
     return (
         f"{run.folder} {start}: {parameters:.2f} M parameters, {run.ranks.world} ranks on "
-        f"{run.ranks.device.type}, {run.config.train.precision}, predicts {run.config.objective.prediction}; {_batches(run.source)}"
+        f"{run.ranks.device.type}, {run.config.train.precision}, predicts {run.config.objective.prediction}; "
+        f"{_batches(run.source)}"
     )
 
 
@@ -480,10 +459,10 @@ def _batches(source: Source) -> str:
 
 def describe(config: TrainConfig, world: int) -> str:
     """What ``train`` would do, in a few lines."""
+    config = settled(config)
     check(config, world)
     source = open_source(config, 0, world)
     held_out = open_held_out(config, source, 0, world)
-    config = with_prediction(config, checkpoint.newest(Path(config.output)) if config.output else None)
     model = build_model(config, source)
     parameter_groups(model, config.optimizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -4,10 +4,12 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from models.weights import find_checkpoint, read_info, read_null_text, read_weights, save_checkpoint
 from pipelines.config import load_config
 from stages.encode_config import EncodeConfig
 from stages.evaluate import EvaluateConfig
@@ -91,6 +93,8 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "text_encoder.captions=short.jsonl": f"text_encoder.captions={captions}",
         "DATASET": str(road.shards),
     }
+    if name == "export":
+        places |= {"RUN": str(exportable(road.run, tmp_path / "latte")), "DIR": str(tmp_path / "exported")}
     if "--columns" in line:
         places["output=DATASET"] = f"output={road.shards}"
     words = [places.get(word, word) for word in shlex.split(line)]
@@ -107,6 +111,7 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "evaluate": [f"output={tmp_path}"],
         "browse": ["--dry-run", f"output={tmp_path}"],
         "verify": ["--dry-run"],
+        "export": [],
     }
     done = run(*words, *ours[name])
     expected = {
@@ -116,7 +121,22 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "evaluate": "report",
         "browse": "clips",
         "verify": "shards of",
+        "export": "LatteTransformer3DModel of",
     }
     assert (expected[name] if "--tune" not in line else "for a new dataset: vae.batch_frames=") in done.stdout
     if name == "sample":
         assert len(json.loads((tmp_path / "summary.json").read_text())["samples"]) == 1
+
+
+def exportable(run_folder: Path, copy: Path) -> Path:
+    """The run's checkpoint without pooled_text, which Latte cannot express."""
+    source = find_checkpoint(run_folder)
+    info = read_info(source)
+    info = replace(info, transformer=replace(info.transformer, pooled_text=False))
+    weights = {
+        name: {key: tensor for key, tensor in read_weights(source, name).items() if not key.startswith("pooled_text")}
+        for name in info.weights
+    }
+    copy.mkdir()
+    save_checkpoint(copy, info, weights, read_null_text(source))
+    return copy

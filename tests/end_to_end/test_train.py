@@ -15,12 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from models.latents import LatentStats
+from models.loading import load_transformer
 from models.objective import make_objective
-from models.weights import find_checkpoint, load_transformer, read_info, read_null_text
+from models.transformer import TransformerConfig
+from models.weights import find_checkpoint, read_info, read_null_text
 from shards.loader import DataConfig
 from stages.loss import LatentLoss
 from stages.validate import HeldOut, ValidationConfig
 from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings, wait_for
+from tests.models.networks import pixart, randomise
+from tests.models.originals import pixart_positions, pixart_state, save_pth
 
 STATE = ("model", "ema", "exp_avg", "exp_avg_sq")
 
@@ -113,7 +117,7 @@ MISTAKES = [
     (["model.num_headz=3"], "did you mean num_heads"),
     (["model.num_heads=3"], "belongs to another run"),
     (["seed=1"], "belongs to another run (seed was 0, is 1)"),
-    (["train.init_from=no/run", "output=OTHER"], "no/run does not exist"),
+    (["train.init_from=no/such/run", "output=OTHER"], "no/such/run does not exist"),
     (["deepspeed.bf16.enabled=true", "output=OTHER"], "deepspeed.bf16"),
     (["deepspeed.zero_optimisation.stage=2"], "did you mean zero_optimization"),
     (["train.gradient_accumulation=0"], "gradient_accumulation: found 0"),
@@ -313,3 +317,26 @@ def test_a_damaged_shard_ends_all_ranks_and_is_named(road: Road, tmp_path: Path)
     assert any(tar.name in done.stderr for tar in tars) and "failed: " in done.stderr
     assert "so that no rank can" in done.stderr or done.stderr.count("failed: ") == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_starts_from_pixarts_own_file_and_goes_on_without_it(road: Road, tmp_path: Path) -> None:
+    """It takes over the positions, keeps the spatial weights, and trains and samples with PixArt's empty caption."""
+    small = TransformerConfig(out_channels=8, num_layers=1, num_heads=1, head_dim=72, text_dim=64, sample_size=16)
+    reference, null_text = randomise(pixart(small)), torch.randn(40, 64)
+    extra = {"pos_embed": pixart_positions(reference), "y_embedder.y_embedding": null_text}
+    path = save_pth(tmp_path / "PixArt.pth", pixart_state(reference) | extra)
+    settings = [
+        *train_settings(road.shards, tmp_path / "run"), f"train.init_from={path}", "model.num_heads=1",
+        "model.head_dim=72", "model.pooled_text=false", "train.caption_dropout=1.0", "optimizer.lr=0.0",
+    ]  # fmt: skip
+    done = run(sys.executable, "pipelines/train.py", *settings, "train.steps=1")
+    assert f"starts from {path}: " in done.stdout and "the variance half of its output is left out" in done.stdout
+    path.unlink()
+    run(sys.executable, "pipelines/train.py", *settings, "train.steps=2")
+    last = tmp_path / "run/checkpoints/step-0000002"
+    config = read_info(last).transformer
+    assert (config.sample_size, config.temporal_pos, config.temporal_init) == (16, "branch", "zero")
+    assert torch.equal(read_null_text(last)[0], null_text)
+    weights = load_file(last / "model.safetensors")
+    kept = {name: tensor for name, tensor in reference.state_dict().items() if not name.startswith("proj_out")}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())

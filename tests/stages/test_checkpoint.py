@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from models.flow import FlowConfig
+from models.loading import load_transformer
+from models.objective import ObjectiveConfig
 from models.transformer import Transformer, TransformerConfig
-from models.weights import CheckpointInfo, load_transformer, save_checkpoint
+from models.weights import CheckpointInfo, save_checkpoint
 from stages import checkpoint
 from stages.checkpoint import Checkpoints, Progress
 from stages.engine import OPTIMIZER_STATES, WEIGHTS, Ranks
@@ -22,7 +23,7 @@ from stages.errors import ConfigError, WorkError
 from stages.guard import Guard
 
 SIZES = TransformerConfig(in_channels=2, out_channels=2, text_dim=4, num_layers=1, num_heads=2, head_dim=12)
-INFO = CheckpointInfo(0, SIZES, "velocity", FlowConfig(), {}, {}, 1 / 8)
+INFO = CheckpointInfo(0, SIZES, ObjectiveConfig("velocity"), {}, {}, 1 / 8)
 FRESH = Guard()
 FILES = {"config.yaml", "ema.safetensors", "model.json", "model.safetensors", "null_text.safetensors"}
 
