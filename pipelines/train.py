@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pipelines.command import Parser, run
 from pipelines.config import load_config
 from stages.output import settings_text
-from stages.train import TrainConfig, describe, train
+from stages.train import describe, train
+from stages.training.config import TrainConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

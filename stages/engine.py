@@ -27,7 +27,7 @@ from deepspeed.utils import (
 from pydantic import ValidationError
 
 from stages.errors import ConfigError
-from stages.optimizer import EmaAdamW, OptimizerConfig, parameter_groups
+from stages.training.optimizer import EmaAdamW, OptimizerConfig, parameter_groups
 
 # What a training state is made of, each a full fp32 tensor by parameter name, whatever the number of ranks.
 WEIGHTS = "weights"

@@ -11,9 +11,10 @@ from pipelines.config import load_config
 from shards.dataset import Dataset
 from shards.loader import Loader
 from shards.schema import LATENTS
-from stages.train import TrainConfig, open_source
+from stages.training.config import TrainConfig
+from stages.training.source import open_source
 from tests.end_to_end.conftest import deepspeed, run
-from tests.stages.mixed_dataset import mixed_dataset
+from tests.stages.training.mixed_dataset import mixed_dataset
 
 STEPS = 6
 

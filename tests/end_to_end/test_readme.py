@@ -14,7 +14,7 @@ from pipelines.config import load_config
 from stages.encode_config import EncodeConfig
 from stages.evaluate import EvaluateConfig
 from stages.sample import SampleConfig
-from stages.train import TrainConfig, transformer_config
+from stages.training.config import TrainConfig, transformer_config
 from tests.end_to_end.conftest import ROOT, Road, deepspeed, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -20,8 +20,8 @@ from models.objective import make_objective
 from models.transformer import TransformerConfig
 from models.weights import find_checkpoint, read_info, read_null_text
 from shards.loader import DataConfig
-from stages.loss import LatentLoss
-from stages.validate import HeldOut, ValidationConfig
+from stages.training.loss import LatentLoss
+from stages.training.validate import HeldOut, ValidationConfig
 from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings, wait_for
 from tests.models.networks import pixart, randomise
 from tests.models.originals import pixart_positions, pixart_state, save_pth
@@ -192,7 +192,7 @@ def test_held_out_clips_have_the_loss_of_the_checkpoints_weights(
         make_objective(info.objective), LatentStats.of(info.vae), read_null_text(tmp_path)[0],
         frame_interval_s=info.frame_interval_s, caption_dropout=0.1, seed=0, device=torch.device("cpu"),
     )  # fmt: skip
-    monkeypatch.setattr("stages.validate.mean_over_ranks", lambda values: values)
+    monkeypatch.setattr("stages.training.validate.mean_over_ranks", lambda values: values)
     config = ValidationConfig(holdout=0.2, samples=5, levels=2)
     held_out = HeldOut.open(config, DataConfig(str(road.shards)), {"64x64x8": 2}, 0, 1)
     assert held_out is not None and held_out.samples == 5

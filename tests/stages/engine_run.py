@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.engine import OPTIMIZER_STATES, WEIGHTS, Engine, Ranks, barrier, start_ranks
-from stages.optimizer import OptimizerConfig, lr_share
+from stages.training.optimizer import OptimizerConfig, lr_share
 
 STEPS, STOP, BATCH, ACCUMULATION = 8, 4, 8, 2
 SKIPPED = {2: "loss", 5: "gradient"}  # step: what is not finite in it, on the last rank and in one micro-batch alone

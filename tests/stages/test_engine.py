@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from stages.engine import check_settings
 from stages.errors import ConfigError
-from stages.optimizer import OptimizerConfig, lr_share, parameter_groups
+from stages.training.optimizer import OptimizerConfig, lr_share, parameter_groups
 from tests.stages.engine_run import (
     ACCUMULATION,
     CASES,

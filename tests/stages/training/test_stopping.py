@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.stopping import NONE, REASONS, SIGNALS, StopRequests
+from stages.training.stopping import NONE, REASONS, SIGNALS, StopRequests
 
 
 def reason(stops: StopRequests) -> str:

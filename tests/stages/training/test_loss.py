@@ -12,7 +12,7 @@ from models.latents import LatentStats
 from models.objective import Objective
 from shards.loader import Batch
 from shards.schema import Bucket
-from stages.loss import LatentLoss
+from stages.training.loss import LatentLoss
 
 SHAPE = (3, 2, 4, 4)  # T, C, h, w
 TOKENS = 128

@@ -18,7 +18,7 @@ class OptimizerConfig:
     group_lr: another peak rate for parameters by name: pattern (of `fnmatch`) -> rate, the first that matches counts;
     0 freezes them: no gradient, no moments, no average of their own.
     clip_norm: the gradient's norm is clipped to it; 0 does not. clip_sigmas: also to the mean and so many standard
-    deviations of its past norms (see `stages.guard`); 0 does not, 3 to 5 are usual.
+    deviations of its past norms (see `stages.training.guard`); 0 does not, 3 to 5 are usual.
     """
 
     lr: float = 1e-4

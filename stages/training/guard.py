@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from stages.optimizer import OptimizerConfig
+from stages.training.optimizer import OptimizerConfig
 
 MIN_NORMS = 20
 WINDOW = 100

@@ -14,8 +14,8 @@ from shards.loader import DataConfig
 from shards.schema import LATENTS, MEAN, TEXT, Bucket, Sample, make_key, text_column
 from shards.writer import write_shard
 from stages.errors import ConfigError
-from stages.loss import LatentLoss, held_out_noise
-from stages.validate import HeldOut, ValidationConfig, training_filter
+from stages.training.loss import LatentLoss, held_out_noise
+from stages.training.validate import HeldOut, ValidationConfig, training_filter
 
 T5 = text_column("t5")
 BUCKETS = {"64x64x2": (2, 4, 3, 3), "64x64x3": (3, 4, 3, 3)}
@@ -117,7 +117,7 @@ def test_the_losses_are_those_of_a_plain_loop(
     shards: str, samples: int, filter: str, micro_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ValidationConfig(holdout=0.3, samples=samples, levels=4)
-    monkeypatch.setattr("stages.validate.mean_over_ranks", lambda values: values)
+    monkeypatch.setattr("stages.training.validate.mean_over_ranks", lambda values: values)
     condition = f"({filter}) and split < 0.3" if filter else "split < 0.3"
     expected = _expected(shards, condition, samples)
     for world in (1, 2):

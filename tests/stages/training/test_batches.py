@@ -12,9 +12,11 @@ from models.latents import LatentStats
 from shards.errors import DatasetError
 from shards.loader import DataConfig
 from stages.errors import ConfigError
-from stages.loss import LatentLoss
-from stages.train import StepConfig, TrainConfig, check, describe, open_source
-from tests.stages.mixed_dataset import COUNTS, VAE, mixed_dataset
+from stages.train import describe
+from stages.training.config import StepConfig, TrainConfig, check
+from stages.training.loss import LatentLoss
+from stages.training.source import open_source
+from tests.stages.training.mixed_dataset import COUNTS, VAE, mixed_dataset
 
 # Latents are 8 x 8 and 8 x 16, patches 2 x 2: 16 tokens a frame, and 32.
 TOKENS = {"64x64x1": 16, "64x64x8": 128, "64x128x8": 256}

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from stages.guard import MIN_NORMS, WINDOW, Guard
-from stages.optimizer import OptimizerConfig
+from stages.training.guard import MIN_NORMS, WINDOW, Guard
+from stages.training.optimizer import OptimizerConfig
 
 ADAPTIVE = OptimizerConfig(clip_norm=0.0, clip_sigmas=3.0)
 FRESH = Guard()

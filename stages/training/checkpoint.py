@@ -24,7 +24,7 @@ from models.weights import CHECKPOINTS, INFO, NULL_TEXT, CheckpointInfo, find_ch
 from shards import storage
 from stages.engine import WEIGHTS, Engine, Ranks, from_main
 from stages.errors import ConfigError, WorkError
-from stages.guard import Guard
+from stages.training.guard import Guard
 
 TRAINING = "training.json"
 SETTINGS = "config.yaml"

@@ -17,8 +17,8 @@ from models.weights import CheckpointInfo, save_checkpoint
 from shards.loader import Batch
 from shards.schema import Bucket
 from stages.errors import ConfigError
-from stages.loss import LatentLoss
-from stages.start import model_settings, objective_settings, start_from
+from stages.training.loss import LatentLoss
+from stages.training.start import model_settings, objective_settings, start_from
 from tests.models.networks import SMALL, latte, pixart, random_transformer
 from tests.models.originals import XL_LIKE, pixart_positions, pixart_state, save_pth
 

@@ -19,7 +19,7 @@ from shards.order import FixedOrder
 from shards.schema import KEY, SPLIT
 from stages.engine import mean_over_ranks
 from stages.errors import ConfigError, at_least
-from stages.loss import LatentLoss
+from stages.training.loss import LatentLoss
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from models.loading import load_transformer
 from models.objective import ObjectiveConfig
 from models.transformer import Transformer, TransformerConfig
 from models.weights import CheckpointInfo, save_checkpoint
-from stages import checkpoint
-from stages.checkpoint import Checkpoints, Progress
 from stages.engine import OPTIMIZER_STATES, WEIGHTS, Ranks
 from stages.errors import ConfigError, WorkError
-from stages.guard import Guard
+from stages.training import checkpoint
+from stages.training.checkpoint import Checkpoints, Progress
+from stages.training.guard import Guard
 
 SIZES = TransformerConfig(in_channels=2, out_channels=2, text_dim=4, num_layers=1, num_heads=2, head_dim=12)
 INFO = CheckpointInfo(0, SIZES, ObjectiveConfig("velocity"), {}, {}, 1 / 8)

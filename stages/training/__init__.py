@@ -1,0 +1,1 @@
+"""A run: its settings, its data, its steps, and what it leaves."""

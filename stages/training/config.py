@@ -1,0 +1,117 @@
+"""The settings of a run, and what follows from them."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from models.objective import ObjectiveConfig
+from models.presets import preset
+from models.transformer import TransformerConfig
+from shards.loader import DataConfig
+from stages.engine import check_settings
+from stages.errors import ConfigError, at_least
+from stages.training import checkpoint
+from stages.training.optimizer import OptimizerConfig
+from stages.training.start import model_settings, objective_settings
+from stages.training.validate import ValidationConfig
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """The ``train`` section.
+
+    A step takes samples of one bucket. How many, of all ranks together, is either ``batch_size``, the same for every
+    bucket, or follows from ``batch_tokens``: each bucket's batch is then the largest multiple of ``batch_multiple``
+    samples that has at most so many tokens (of whole clips, see data.subclip_frames), and at least that many samples.
+    Neither depends on the number of ranks, so that a run may go on with another number; ranks x gradient_accumulation
+    must divide the batches.
+
+    max_hours: save and leave when the command has run this long; the same command goes on.
+    milestone_every: of these checkpoints, multiples of save_every, the weights are kept for ever.
+    max_skipped: the run fails when so many steps in a row had a loss or gradient that is not finite.
+    """
+
+    steps: int = 1000
+    max_hours: float | None = None
+    max_skipped: int = 10
+    batch_size: int | None = None
+    batch_tokens: int | None = None
+    batch_multiple: int = 8
+    gradient_accumulation: int = 1
+    precision: Literal["bf16", "fp32"] = "bf16"
+    activation_checkpointing: bool = False
+    caption_dropout: float = 0.1
+    init_from: str | None = None
+    save_every: int = 1000
+    keep_last: int = 2
+    milestone_every: int | None = None
+    log_every: int = 10
+    log_sample_ids: bool = False
+
+    def __post_init__(self) -> None:
+        counts = ("batch_size", "batch_tokens", "batch_multiple", "gradient_accumulation")
+        at_least(self, 1, "steps", *counts, "save_every", "keep_last", "log_every", "max_skipped", "milestone_every")
+        at_least(self, 0, "max_hours")
+        if self.milestone_every and self.milestone_every % self.save_every:
+            raise ValueError(f"milestone_every: found {self.milestone_every}, expected a multiple of {self.save_every}")
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"caption_dropout: found {self.caption_dropout}, expected 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run is made from.
+
+    model: ``preset`` (see `models.presets`) and the fields of TransformerConfig that differ from it.
+    deepspeed: any DeepSpeed setting that does not follow from the others, such as ``zero_optimization``.
+    """
+
+    output: str = ""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: dict[str, Any] = field(default_factory=lambda: {"preset": "XL/2"})
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: StepConfig = field(default_factory=StepConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """The config with what follows from the weights that the run starts from, or goes on from."""
+    resumed = checkpoint.newest(Path(config.output)) if config.output else None
+    init_from = config.train.init_from
+    return replace(
+        config,
+        model=model_settings(config.model, init_from, resumed),
+        objective=objective_settings(config.objective, init_from, resumed),
+    )
+
+
+def check(config: TrainConfig, world: int) -> None:
+    """Raises ConfigError for settings that no run can have on this many ranks."""
+    transformer_config(config)
+    check_settings(config.deepspeed)
+    settings = config.train
+    if (settings.batch_size is None) == (settings.batch_tokens is None):
+        raise ConfigError(
+            f"found train.batch_size {settings.batch_size} and train.batch_tokens {settings.batch_tokens}, "
+            "expected one of them: set the other to null"
+        )
+    share = world * settings.gradient_accumulation
+    name = "batch_size" if settings.batch_size else "batch_multiple"
+    size = getattr(settings, name)
+    if size % share:
+        raise ConfigError(
+            f"train.{name}: found {size}, expected a multiple of {share} "
+            f"({world} ranks x train.gradient_accumulation {settings.gradient_accumulation})"
+        )
+
+
+def transformer_config(config: TrainConfig, **data: int) -> TransformerConfig:
+    """The network that the ``model`` section names, with the sizes that the data set."""
+    settings = dict(config.model)
+    try:
+        return preset(settings.pop("preset", "XL/2"), settings | data)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: {error}") from None
