@@ -31,7 +31,7 @@ class Recorder(torch.nn.Module):
         super().__init__()
         self.channels = channels
 
-    def forward(self, latents, timestep, text, mask, *, frame_interval_s):
+    def forward(self, latents, timestep, text, mask, *, frame_interval_s, size):
         self.given = (latents, timestep, text, mask, frame_interval_s)
         told = timestep / 1000 + (text * mask[:, :, None]).mean((1, 2))
         return latents.repeat(1, self.channels // 2, 1, 1, 1) * 0.5 + told[:, None, None, None, None]
@@ -43,6 +43,7 @@ def make_batch(count: int = 4, std: bool = True) -> Batch:
     return Batch(
         step=0,
         bucket=Bucket(32, 32, 3),
+        frame_stride=1,
         keys=[f"key-{place}" for place in range(count)],
         positions=np.arange(count, dtype=np.int64) + 7,
         mean=draw.normal(size=(count, *SHAPE)).astype(np.float16),
