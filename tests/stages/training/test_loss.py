@@ -83,7 +83,7 @@ def test_draws_are_functions_of_seed_and_position_in_this_order(prediction: str,
         text, mask = torch.from_numpy(batch.text[place]).float(), torch.from_numpy(batch.text_mask[place])
         if dropped[-1]:
             text, mask = torch.cat([NULL, torch.zeros(4, 6)]), torch.arange(5) < 1
-        output = model(noised[-1], objective.timestep(level), text[None], mask[None], frame_interval_s=1 / 8)
+        output = model(noised[-1], objective.timestep(level), text[None], mask[None], frame_interval_s=1 / 8, size=None)
         losses.append(objective.loss(output, data, noise[None], level).mean())
     assert len(set(dropped)) == 2, "some captions must be dropped, and some not"
     found = make_loss(objective).training(model, batch, TOKENS)
