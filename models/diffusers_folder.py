@@ -66,6 +66,8 @@ def open_folder(folder: Path) -> Pretrained:
     try:
         # Latte's class has no interpolation_scale, and follows the rule that PixArt's has as its default.
         scale = config.get("interpolation_scale") or default_position_scale(config["sample_size"])
+        sized = config.get("use_additional_conditions")
+        sized = config["sample_size"] == 128 if sized is None else sized  # diffusers' own default
         ours = TransformerConfig(
             in_channels=config["in_channels"],
             out_channels=config.get("out_channels") or config["in_channels"],
@@ -78,6 +80,7 @@ def open_folder(folder: Path) -> Pretrained:
             position_scale=float(scale),
             temporal_pos="stream" if kind == "Latte" else "branch",
             temporal_init="normal" if kind == "Latte" else "zero",
+            size_conditioning=kind == "PixArt" and sized,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / CONFIG} does not describe a {kind} model: {error!r}") from error

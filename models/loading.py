@@ -137,7 +137,7 @@ def load_into(model: Transformer, path: str | Path, weights: str = "ema") -> Loa
         notes.append(fitted)
     if source.prediction != model.prediction:
         notes.append(f"it predicts {source.prediction}, this model is trained for {model.prediction}")
-    if any(name.startswith(SIZE_EMBEDDERS) for name in tensors):
+    if any(name.startswith(SIZE_EMBEDDERS) for name in tensors) and not model.config.size_conditioning:
         notes.append("it is told the size of the picture, which this model is not")
     report = _compare(model, tensors, source)
     own = _own_names(source)

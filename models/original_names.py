@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.errors import WeightsError
 from models.layers import spatial_positions
-from models.pretrained import NULL_TEXT, SPATIAL_TABLE, TEMPORAL_BLOCKS, Kind, Pretrained, taken_over
+from models.pretrained import NULL_TEXT, SIZE_EMBEDDERS, SPATIAL_TABLE, TEMPORAL_BLOCKS, Kind, Pretrained, taken_over
 from models.transformer import TransformerConfig
 
 AVERAGED = ("state_dict_ema", "ema")
@@ -145,6 +145,7 @@ def _config(tensors: Mapping[str, Tensor], kind: Kind) -> TransformerConfig:
         text_dim=text_dim,
         temporal_pos="stream" if kind == "Latte" else "branch",
         temporal_init="normal" if kind == "Latte" else "zero",
+        size_conditioning=any(name.startswith(SIZE_EMBEDDERS) for name in tensors),
     )
 
 

@@ -18,7 +18,7 @@ SPATIAL_TABLE = "pos_embed.pos_embed"
 NOT_PARAMETERS = (NULL_TEXT, SPATIAL_TABLE, "temp_pos_embed")
 
 TEMPORAL_BLOCKS = "temporal_transformer_blocks."
-# PixArt-alpha's 1024 px model is told the size and aspect ratio of the picture; ours is not.
+# PixArt-alpha's 1024 px model is told the size and aspect ratio of the picture.
 SIZE_EMBEDDERS = ("adaln_single.emb.resolution_embedder.", "adaln_single.emb.aspect_ratio_embedder.")
 
 
@@ -55,5 +55,5 @@ def position_range(config: TransformerConfig) -> float:
 
 def taken_over(kind: Kind, *, positions: bool = True) -> tuple[str, ...]:
     """What a model that starts from PixArt or Latte takes over; positions: whether the source knows its own."""
-    temporal = ("temporal_pos", "temporal_init") if kind == "PixArt" else ("temporal_pos",)
-    return ("sample_size", "position_scale", *temporal) if positions else temporal
+    fields = ("temporal_pos", "temporal_init", "size_conditioning") if kind == "PixArt" else ("temporal_pos",)
+    return ("sample_size", "position_scale", *fields) if positions else fields

@@ -47,20 +47,21 @@ def test_without_other_weights_the_model_section_stays(tmp_path: Path) -> None:
 def test_a_model_section_that_says_nothing_takes_pixarts_positions(tmp_path: Path) -> None:
     path = _pixart(tmp_path, pos_embed=pixart_positions(pixart(PIXART_512)))
     taken = {"sample_size": 64, "position_scale": 1.0, "temporal_pos": "branch", "temporal_init": "zero"}
+    taken |= {"size_conditioning": False}
     assert model_settings({"preset": "XL/2"}, path, None) == {"preset": "XL/2"} | taken
 
 
 def test_what_the_model_section_says_stays(tmp_path: Path) -> None:
     path = _pixart(tmp_path, pos_embed=pixart_positions(pixart(PIXART_512)))
     given = {"temporal_pos": "stream", "position_scale": 0.5}
-    assert model_settings(given, path, None) == given | {"temporal_init": "zero"}
+    assert model_settings(given, path, None) == given | {"temporal_init": "zero", "size_conditioning": False}
 
 
 def test_a_file_without_positions_needs_a_size(tmp_path: Path) -> None:
     path = _pixart(tmp_path)
     with pytest.raises(ConfigError, match="PixArt.pth does not say .*: set model.sample_size to the latent size"):
         model_settings({"preset": "XL/2"}, path, None)
-    taken = {"temporal_pos": "branch", "temporal_init": "zero"}
+    taken = {"temporal_pos": "branch", "temporal_init": "zero", "size_conditioning": False}
     assert model_settings({"sample_size": 64}, path, None) == {"sample_size": 64} | taken
 
 
