@@ -106,7 +106,7 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
     small = ["pretrained_model_path=tiny", "text_prompt=a red ball moves left", f"ckpt={road.run}", "steps=1"]
     ours = {
         "encode": tiny,
-        "train": ["model={preset: tiny}"],
+        "train": ["model={preset: tiny}", "train.init_from=null", "validation.holdout=0.2"],
         "sample": [*small, "precision=fp32", f"output={tmp_path}"],
         "evaluate": [f"output={tmp_path}"],
         "browse": ["--dry-run", f"output={tmp_path}"],
