@@ -2,7 +2,8 @@
 
 Given frames are shown as they are, at timestep 0, and bear no loss; the others are noised at the clip's level. So
 trains Open-Sora since 1.1, whose masks these are, but for those of random frames and of last frames alone (its
-docs/report_02.md, "Masked DiT as Image/Video-to-Video Model"). A model that was not trained so cannot use them.
+docs/report_02.md, "Masked DiT as Image/Video-to-Video Model"). A model that was not trained so does poorly with given
+frames, it says.
 """
 
 import math

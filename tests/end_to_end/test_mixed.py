@@ -7,12 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from models.latents import LatentStats
+from models.loading import load_transformer
+from models.objective import ObjectiveConfig, make_objective
 from pipelines.config import load_config
 from shards.dataset import Dataset
 from shards.loader import Loader
 from shards.schema import LATENTS
 from stages.training.config import TrainConfig
+from stages.training.loss import LatentLoss, draw_given
 from stages.training.source import open_source
 from tests.end_to_end.conftest import deepspeed, run
 from tests.stages.training.mixed_dataset import mixed_dataset
@@ -60,6 +65,22 @@ def test_pictures_and_clips_train_together_and_go_on_with_another_number_of_rank
     assert [line["sample_ids"] for line in again] == [line["sample_ids"] for line in lines]
     assert [line["loss"] for line in again] == pytest.approx([line["loss"] for line in lines], rel=1e-5)
     assert json.loads((stopped / "summary.json").read_text())["samples_seen"] == sum(sizes)
+
+
+def test_the_loss_of_a_step_is_that_of_the_frames_asked_for(mixed: tuple[Path, Path]) -> None:
+    shards, whole = mixed
+    config = load_config(TrainConfig, None, settings(shards, whole))
+    source, model = open_source(config), load_transformer(whole / "checkpoints" / "step-0000003", "model")
+    (batch,) = source.loader.batches(3, 4)
+    given = draw_given(config.conditioning, config.seed, batch.positions, frames=8)
+    assert given.any() and not given.any(1).all()
+    loss_of = LatentLoss(
+        make_objective(ObjectiveConfig("velocity")), LatentStats.of(source.vae), source.null_text,
+        frame_interval_s=1 / 8, caption_dropout=config.train.caption_dropout, seed=config.seed,
+        device=torch.device("cpu"), conditioning=config.conditioning,
+    )  # fmt: skip
+    loss = loss_of.training(model, batch, source.sample_tokens[batch.bucket.name])
+    assert metrics(whole)[3]["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
 
 
 def test_other_batches_or_masks_are_another_run(mixed: tuple[Path, Path]) -> None:
