@@ -24,8 +24,8 @@ OBJECTIVES = {
 
 
 class Model(torch.nn.Module):
-    """Bounded outputs that depend on latents of all frames, timestep and text; a learned range of garbage where there
-    is one."""
+    """Bounded outputs that depend on all frames, their timesteps and text; a learned range of garbage where there is
+    one."""
 
     def __init__(self, prediction: str):
         super().__init__()
@@ -36,8 +36,8 @@ class Model(torch.nn.Module):
     def forward(self, latents, timestep, text, mask, *, frame_interval_s, size):
         told = (text * mask[:, :, None]).sum((1, 2)) / mask.sum(1) / text.shape[2]
         times = timestep.reshape(len(latents), 1, -1, 1, 1) / 1000
-        mixed = torch.tanh(latents * (1 + times) + latents.mean(2, keepdim=True))
-        output = mixed + told[:, None, None, None, None]
+        seen = latents * (1 + times)
+        output = torch.tanh(seen + seen.mean(2, keepdim=True)) + told[:, None, None, None, None]
         return torch.cat([output, latents * self.garbage], 1) if self.range else output
 
 

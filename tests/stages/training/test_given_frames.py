@@ -78,7 +78,9 @@ def test_they_are_functions_of_seed_and_position() -> None:
 def test_shares_that_cannot_be_are_refused(shares: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ConditioningConfig(**shares)
+    # What rounds to more than 1 in floating point is not refused.
     assert ConditioningConfig(0.2, 0.4, 0.3, 0.1).masks() == ("first", "extend", "between", "loop")
+    assert ConditioningConfig(loop=0.4, first=0.3).masks() == ("first", "loop")
 
 
 class Mixer(torch.nn.Module):
@@ -92,8 +94,8 @@ class Mixer(torch.nn.Module):
         self.latents, self.timestep = latents, timestep
         told = timestep.reshape(len(latents), 1, -1, 1, 1) / 1000
         told = told + (text * mask[:, :, None]).sum((1, 2))[:, None, None, None, None]
-        mixed = (latents * (1 + told) + latents.mean(2, keepdim=True)) / 2
-        return torch.tanh(mixed).repeat(1, self.channels // 2, 1, 1, 1)
+        seen = latents * (1 + told)
+        return torch.tanh(seen + seen.mean(2, keepdim=True)).repeat(1, self.channels // 2, 1, 1, 1)
 
 
 def make_batch(count: int, frames: int = FRAMES) -> Batch:
