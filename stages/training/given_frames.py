@@ -32,7 +32,7 @@ class ConditioningConfig:
     between: the first and the last frame. loop: at both ends 1 frame up to a quarter of them, to close a loop or join
     two clips.
 
-    Raises ValueError for shares that add up to more than 1.
+    Raises ValueError for shares below 0, and for shares that add up to more than 1.
     """
 
     first: float = 0.0
