@@ -40,8 +40,8 @@ class CheckpointInfo:
     """What a checkpoint's weights are and what they were trained on.
 
     vae and text_encoder are the fingerprints of the models that made the training data; buckets are its
-    sizes, HEIGHTxWIDTHxFRAMES in pixels; weights are the names of the files that there are, without
-    ".safetensors".
+    sizes, HEIGHTxWIDTHxFRAMES in pixels; conditioning names the masks of given frames that it was trained with;
+    weights are the names of the files that there are, without ".safetensors".
     """
 
     step: int
@@ -51,6 +51,7 @@ class CheckpointInfo:
     text_encoder: Mapping[str, Any]
     frame_interval_s: float
     buckets: tuple[str, ...] = ()
+    conditioning: tuple[str, ...] = ()
     weights: tuple[str, ...] = ("model", "ema")
 
     def __post_init__(self) -> None:

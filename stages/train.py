@@ -121,6 +121,7 @@ def _info(config: TrainConfig, model: Transformer, source: Source) -> Checkpoint
         text_encoder=source.text_encoder,
         frame_interval_s=1 / source.fps,
         buckets=tuple(bucket.name for bucket in source.dataset.buckets),
+        conditioning=config.conditioning.masks(),
     )
 
 

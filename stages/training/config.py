@@ -11,6 +11,7 @@ from shards.loader import DataConfig
 from stages.engine import check_settings
 from stages.errors import ConfigError, at_least
 from stages.training import checkpoint
+from stages.training.given_frames import ConditioningConfig
 from stages.training.optimizer import OptimizerConfig
 from stages.training.start import model_settings, objective_settings
 from stages.training.validate import ValidationConfig
@@ -72,6 +73,7 @@ class TrainConfig:
     model: dict[str, Any] = field(default_factory=lambda: {"preset": "XL/2"})
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: StepConfig = field(default_factory=StepConfig)
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 1}})

@@ -52,6 +52,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
         caption_dropout=settings.caption_dropout,
         seed=config.seed,
         device=run.ranks.device,
+        conditioning=config.conditioning,
     )
     watch, stop, saved_step = Stopwatch(), 0, progress.step
     with closing(run.checkpoints), closing(source.loader.batches(progress.step, settings.steps)) as batches:

@@ -1,5 +1,5 @@
-"""The training loss of a batch of stored latents: noise, timestep and caption dropout, each a pure function
-of (seed, position), so that a resume or another number of ranks changes nothing."""
+"""The training loss of a batch of stored latents: noise, timestep, caption dropout and given frames, each a pure
+function of (seed, position), so that a resume or another number of ranks changes nothing."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from models.latents import LatentStats
 from models.objective import Objective
 from shards.loader import Batch
+from stages.training.given_frames import TEXT_ALONE, ConditioningConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ def draw(seed: int, positions: np.ndarray, shape: torch.Size, *, posterior: bool
     return Draws(level, dropout, noise, sampled if posterior else None)
 
 
+def draw_given(config: ConditioningConfig, seed: int, positions: np.ndarray, frames: int) -> torch.Tensor:
+    """Which frames of b samples are given, [b, T] bool; from generators of their own, so that no other draw changes."""
+    generators = [_generator(f"given frames/{seed}/{position}") for position in positions]
+    return torch.stack([config.draw(frames, generator) for generator in generators])
+
+
 def held_out_noise(keys: list[str], level: float, shape: torch.Size) -> torch.Tensor:
     """[b, C, T, h, w] standard normal, the same for a sample and a level in every run."""
     return torch.stack([torch.randn(shape, generator=_generator(f"held out/{level:g}/{key}")) for key in keys])
@@ -53,6 +60,7 @@ class LatentLoss:
     """An objective's loss with classifier-free caption dropout (Ho & Salimans, 2022).
 
     A dropped caption becomes the null text with the null's own mask, never the null under the caption's mask.
+    conditioning: which frames of which samples are given in training.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class LatentLoss:
         caption_dropout: float,
         seed: int,
         device: torch.device,
+        conditioning: ConditioningConfig = TEXT_ALONE,
     ):
         self.objective = objective
         self.stats = stats
@@ -73,9 +82,13 @@ class LatentLoss:
         self.caption_dropout = caption_dropout
         self.seed = seed
         self.device = device
+        self.conditioning = conditioning
 
     def training(self, model: torch.nn.Module, batch: Batch, tokens: int) -> torch.Tensor:
-        """The mean over the batch at random levels, a scalar; ``tokens`` is what the model cuts a sample into."""
+        """The mean over the batch at random levels, a scalar; ``tokens`` is what the model cuts a sample into.
+
+        A sample's own loss is the mean over the frames that it is asked for.
+        """
         latents = self._to_device(batch.mean).transpose(1, 2)  # [b, T, C, h, w] -> [b, C, T, h, w]
         draws = draw(self.seed, batch.positions, latents.shape[1:], posterior=batch.std is not None)
         if batch.std is not None and draws.posterior is not None:
@@ -83,7 +96,13 @@ class LatentLoss:
             latents = latents + std * draws.posterior.to(self.device)
         text, mask = self._drop_captions(batch, draws.dropout)
         level = self.objective.levels(draws.level, tokens)
-        return self._of_frames(model, batch, self.stats.normalise(latents), draws.noise, level, text, mask).mean()
+        given = draw_given(self.conditioning, self.seed, batch.positions, latents.shape[2])
+        if given.any():  # otherwise one level a sample, which costs the model less
+            level = level[:, None].masked_fill(given, 0)  # [b, T]
+        losses = self._of_frames(model, batch, self.stats.normalise(latents), draws.noise, level, text, mask)
+        asked = ~given.to(self.device)
+        weight = asked * asked.shape[1] / asked.sum(1, keepdim=True)  # exactly 1 where all frames are asked for
+        return (losses * weight).mean()
 
     def held_out(self, model: torch.nn.Module, batch: Batch, level: float) -> torch.Tensor:
         """Each sample's, [b], at one level: of the mean latents, with fixed noise and every caption."""

@@ -1,4 +1,5 @@
-"""Pictures and clips in one training, in batches of about as many tokens; and a rank whose data is damaged."""
+"""Pictures and clips in one training, some with frames given, in batches of about as many tokens; and a rank whose data
+is damaged."""
 
 import json
 import shutil
@@ -6,12 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from models.latents import LatentStats
+from models.loading import load_transformer
+from models.objective import ObjectiveConfig, make_objective
 from pipelines.config import load_config
 from shards.dataset import Dataset
 from shards.loader import Loader
 from shards.schema import LATENTS
 from stages.training.config import TrainConfig
+from stages.training.loss import LatentLoss, draw_given
 from stages.training.source import open_source
 from tests.end_to_end.conftest import deepspeed, run
 from tests.stages.training.mixed_dataset import mixed_dataset
@@ -24,7 +30,7 @@ def settings(shards: Path, folder: Path) -> list[str]:
         f"data.shards={shards}", f"output={folder}", f"train.steps={STEPS}", "train.save_every=3", "train.log_every=1",
         "train.log_sample_ids=true", "train.batch_tokens=1152", "train.batch_multiple=4",
         "train.gradient_accumulation=2", "train.precision=fp32", "model={preset: tiny, num_layers: 1}",
-        "optimizer.lr=0.003", "optimizer.warmup_steps=1",
+        "optimizer.lr=0.003", "optimizer.warmup_steps=1", "conditioning={first: 0.3, loop: 0.4}",
     ]  # fmt: skip
 
 
@@ -61,10 +67,28 @@ def test_pictures_and_clips_train_together_and_go_on_with_another_number_of_rank
     assert json.loads((stopped / "summary.json").read_text())["samples_seen"] == sum(sizes)
 
 
-def test_other_batches_are_another_run(mixed: tuple[Path, Path]) -> None:
+def test_the_loss_of_a_step_is_that_of_the_frames_asked_for(mixed: tuple[Path, Path]) -> None:
     shards, whole = mixed
-    done = run(sys.executable, "pipelines/train.py", *settings(shards, whole), "train.batch_tokens=2304", status=2)
+    config = load_config(TrainConfig, None, settings(shards, whole))
+    source, model = open_source(config), load_transformer(whole / "checkpoints" / "step-0000003", "model")
+    (batch,) = source.loader.batches(3, 4)
+    given = draw_given(config.conditioning, config.seed, batch.positions, frames=8)
+    assert given.any() and not given.any(1).all()
+    loss_of = LatentLoss(
+        make_objective(ObjectiveConfig("velocity")), LatentStats.of(source.vae), source.null_text,
+        frame_interval_s=1 / 8, caption_dropout=config.train.caption_dropout, seed=config.seed,
+        device=torch.device("cpu"), conditioning=config.conditioning,
+    )  # fmt: skip
+    loss = loss_of.training(model, batch, source.sample_tokens[batch.bucket.name])
+    assert metrics(whole)[3]["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_other_batches_or_masks_are_another_run(mixed: tuple[Path, Path]) -> None:
+    shards, whole = mixed
+    other = ["train.batch_tokens=2304", "conditioning.loop=0", "conditioning.first=0.5"]
+    done = run(sys.executable, "pipelines/train.py", *settings(shards, whole), *other, status=2)
     assert "batch_sizes was {'64x128x8': 4, '64x64x1': 72" in done.stderr
+    assert "conditioning was ('first', 'loop'), is ('first',)" in done.stderr
 
 
 def test_no_rank_waits_for_one_that_cannot_read(mixed: tuple[Path, Path], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ INFO = CheckpointInfo(
     vae={"weights_hash": "ab", "latent_channels": 4, "shift_factor": None},
     text_encoder={"weights_hash": "cd", "dim": 20},
     frame_interval_s=0.125,
+    conditioning=("first", "loop"),
 )
 NULL_TEXT = (torch.linspace(0, 1, 40).reshape(2, 20).half(), torch.tensor([True, False]))
 

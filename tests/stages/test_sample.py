@@ -24,7 +24,8 @@ OBJECTIVES = {
 
 
 class Model(torch.nn.Module):
-    """Bounded outputs that depend on latents, timestep and text; a learned range of garbage where there is one."""
+    """Bounded outputs that depend on all frames, their timesteps and text; a learned range of garbage where there is
+    one."""
 
     def __init__(self, prediction: str):
         super().__init__()
@@ -34,9 +35,9 @@ class Model(torch.nn.Module):
 
     def forward(self, latents, timestep, text, mask, *, frame_interval_s, size):
         told = (text * mask[:, :, None]).sum((1, 2)) / mask.sum(1) / text.shape[2]
-        output = (
-            torch.tanh(latents * (1 + timestep[:, None, None, None, None] / 1000)) + told[:, None, None, None, None]
-        )
+        times = timestep.reshape(len(latents), 1, -1, 1, 1) / 1000
+        seen = latents * (1 + times)
+        output = torch.tanh(seen + seen.mean(2, keepdim=True)) + told[:, None, None, None, None]
         return torch.cat([output, latents * self.garbage], 1) if self.range else output
 
 
@@ -54,23 +55,30 @@ def _scheduler(prediction: str) -> DDIMScheduler | FlowMatchEulerDiscreteSchedul
     return ddim
 
 
+@pytest.mark.parametrize("frames_given", [None, ([True, False], [False, False])])
 @pytest.mark.parametrize("prediction", OBJECTIVES)
 @torch.no_grad()
-def test_guided_samples_are_diffusers(prediction: str) -> None:
+def test_guided_samples_are_diffusers(prediction: str, frames_given: tuple[list[bool], ...] | None) -> None:
     info = CheckpointInfo(0, TransformerConfig(), OBJECTIVES[prediction], {"spatial_factor": 8}, {}, 1 / 8)
     model = Model(prediction)
-    found = denoise(model, info, TEXTS, NULL, [3, 4], SHAPE, steps=STEPS, guidance_scale=GUIDANCE)
+    latents = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0))
+    is_given = torch.tensor(frames_given or [[False, False]] * 2)
+    given = (latents, is_given) if frames_given else None
+    found = denoise(model, info, TEXTS, NULL, [3, 4], SHAPE, steps=STEPS, guidance_scale=GUIDANCE, given=given)
 
     def output(x: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         mask = torch.ones(1, len(text), dtype=torch.bool)
-        return model(x, timestep.reshape(1).float(), text[None], mask, frame_interval_s=1 / 8, size=None)[:, :4]
+        return model(x, timestep, text[None], mask, frame_interval_s=1 / 8, size=None)[:, :4]
 
-    for text, seed, ours in zip(TEXTS, (3, 4), found, strict=True):
+    for text, seed, clip, stays, ours in zip(TEXTS, (3, 4), latents, is_given, found, strict=True):
         scheduler = _scheduler(prediction)
         x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))[None]
         for timestep in scheduler.timesteps:
-            null = output(x, timestep, NULL)
-            guided = null + GUIDANCE * (output(x, timestep, text) - null)
+            x[0, :, stays] = clip[:, stays]
+            times = (timestep.float() * ~stays)[None]
+            null = output(x, times, NULL)
+            guided = null + GUIDANCE * (output(x, times, text) - null)
             x = scheduler.step(guided, timestep, x, return_dict=False)[0]
-        assert ours.std() > 0.1
-        assert (ours - x[0]).abs().max() <= 1e-3 * x.abs().max()
+        assert torch.equal(ours[:, stays], clip[:, stays])
+        assert ours[:, ~stays].std() > 0.1
+        assert (ours - x[0])[:, ~stays].abs().max() <= 1e-3 * x.abs().max()
