@@ -12,9 +12,10 @@ from models.objective import ObjectiveConfig
 from models.presets import preset
 from models.transformer import Transformer
 from models.weights import CheckpointInfo
-from shards.dataset import Dataset
+from shards.dataset import Dataset, compact, create_dataset, ensure_fingerprint
 from shards.loader import DataConfig
-from shards.schema import LATENTS, MEAN, TEXT, text_column
+from shards.schema import LATENTS, MEAN, TEXT, Bucket, Sample, make_key, text_column
+from shards.writer import write_shard
 from stages.denoise import denoise
 from stages.errors import ConfigError
 from stages.sampled_latents import SampledLatents
@@ -81,6 +82,25 @@ def test_nothing_is_sampled_unless_asked_for(shards: str) -> None:
 def test_a_share_that_holds_no_clip_is_named(shards: str) -> None:
     with pytest.raises(ConfigError, match="validation.holdout is 1e-06"):
         _open(shards, holdout=1e-6)
+
+
+def test_a_caption_is_that_of_the_first_text_column(tmp_path: Path) -> None:
+    """Which a text column has where it differs from the clip's own."""
+    root, bucket, key = create_dataset(tmp_path, "captioned"), Bucket(64, 64, 1), make_key("clip", "captioned")
+    attributes = {"duration_s": 1.0, "caption": "the clip's own", "source": "1.mp4", "start_s": 0.0}
+    attributes |= dict.fromkeys(("aesthetic", "umt", "matching_score", "desirable_filtering")) | {"latent_motion": 0.0}
+    columns = {LATENTS: Sample(key, {MEAN: np.zeros((1, 4, 8, 8), np.float16)}, attributes)}
+    for name, caption in (("t5", None), ("short", "a short one")):
+        text = {"tokens": 2, "caption_hash": "00", "caption": caption}
+        columns[text_column(name)] = Sample(key, {TEXT: np.full((2, 6), len(name), np.float16)}, text)
+    for column, sample in columns.items():
+        fingerprint = ensure_fingerprint(root, bucket, column, {"schema_version": 1})
+        write_shard(root / bucket.name / column, 0, [sample], fingerprint_hash=fingerprint)
+    compact(root, {})
+    config = ValidationConfig(sample_every=1)
+    for text, caption, value in (("t5", "the clip's own", 2), ({"short": 0.1, "t5": 0.9}, "a short one", 5)):
+        prompts = Prompts.open(config, DataConfig(str(tmp_path), text=text), [bucket.name], 0, 1)
+        assert prompts is not None and prompts.captions == [caption] and (prompts.texts[0] == value).all()
 
 
 @pytest.mark.parametrize("settings", [{"sample_every": 0}, {"sample_prompts": 0}, {"sample_steps": 0}])
