@@ -1,4 +1,7 @@
-"""Prompts to videos: ``python -m pipelines.sample [--config FILE] [--prompt "…"] [key.path=value ...]``."""
+"""Prompts, or the latents that a run sampled, to videos.
+
+``python -m pipelines.sample [--config FILE] [--prompt "…"] [key.path=value ...]``
+"""
 
 import sys
 from collections.abc import Sequence
@@ -20,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(describe(config))
         return
     summary = sample(config)
-    print(f"{len(summary['samples'])} videos from {summary['checkpoint']}, in {config.output}")
+    source = summary.get("checkpoint", config.latents)
+    print(f"{len(summary['samples'])} videos from {source}, in {config.output}")
 
 
 if __name__ == "__main__":

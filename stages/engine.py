@@ -98,6 +98,14 @@ def largest_over_ranks(values: Sequence[int], ranks: Ranks) -> list[int]:
     return tensor.tolist()
 
 
+def stacked_on_main(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The tensor of each rank, [world, ...], on rank 0 alone; all have one shape."""
+    tensor = tensor.contiguous()
+    tensors = [torch.empty_like(tensor) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
+    dist.gather(tensor, tensors)
+    return torch.stack(tensors) if tensors else None
+
+
 def from_main(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     values = [value]

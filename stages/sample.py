@@ -1,9 +1,8 @@
 """Prompts to videos with trained weights; the text encoder, the transformer and the VAE take turns in memory."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +11,16 @@ import torch
 
 from models.latents import LatentStats
 from models.loading import load_transformer
-from models.objective import make_objective
 from models.text import TextEncoder, text_encoder_identity
-from models.transformer import Transformer
 from models.vae import FrozenVAE, vae_identity
 from models.weights import CheckpointInfo, find_checkpoint, read_info, read_null_text
 from shards.schema import Bucket
+from stages.contact_sheet import contact_sheet
+from stages.denoise import denoise
 from stages.errors import ConfigError, at_least
 from stages.output import output_folder, progress_bar, save_settings, save_summary
-from stages.video import contact_sheet, write_mp4
+from stages.sampled_latents import SampledLatents
+from stages.video import write_mp4
 
 SHEET_ROWS = 24
 
@@ -30,6 +30,8 @@ class SampleConfig:
     """What is sampled, from which weights, and how.
 
     text_prompt: a prompt, a list of them, or the path of a file with one prompt a line.
+    latents: instead, a file of samples that a run left in its ``samples`` folder. They are decoded by the VAE of
+      pretrained_model_path; what else is set here was settled when they were made.
     ckpt: a run or checkpoint folder; by default the newest run in ``outputs``.
     pretrained_model_path: the VAE and the text encoder that the shards were made with.
     height, width, frames: pixels and frames; by default the largest bucket that the checkpoint was trained on.
@@ -37,6 +39,7 @@ class SampleConfig:
     """
 
     text_prompt: str | list[str] = ""
+    latents: str = ""
     ckpt: str = ""
     pretrained_model_path: str = "tiny"
     output: str = "outputs/samples"
@@ -67,30 +70,45 @@ class Request:
 
 
 def sample(config: SampleConfig) -> dict[str, Any]:
-    """Make one .mp4 a prompt, a contact sheet and summary.json; returns the summary."""
-    prompts = read_prompts(config.text_prompt)
-    checkpoint = choose_checkpoint(config.ckpt)
-    info = read_info(checkpoint)
-    shape = latent_shape(config, info)
-    output = output_folder(config.output)
+    """Make one .mp4 a sample, a contact sheet and summary.json; returns the summary."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    source: dict[str, Any]
+    if from_latents(config):
+        samples = read_latents(config)
+        source = {"latents": config.latents, "step": samples.step}
+        output = output_folder(config.output)
+    else:
+        prompts, checkpoint = read_prompts(config.text_prompt), choose_checkpoint(config.ckpt)
+        output = output_folder(config.output)
+        samples = _sample_prompts(config, prompts, checkpoint, device)
+        source = {"checkpoint": str(checkpoint)}
     save_settings(output, config)
 
-    check_models(config.pretrained_model_path, info)
-    requests = _encode_prompts(config, prompts, info, device)
-    latents = _denoise_all(config, requests, checkpoint, info, shape, device)
-    videos = _decode(config, latents, info, device)
-
-    fps = 1 / info.frame_interval_s
+    videos = _decode(config.pretrained_model_path, samples, device)
     rows: list[dict[str, Any]] = []
-    for number, (request, frames) in enumerate(zip(requests, videos, strict=True)):
-        file = f"{number:04d}-{_slug(request.prompt)}.mp4"
-        write_mp4(output / file, frames, fps)
-        rows.append({"file": file, "prompt": request.prompt, "seed": request.seed})
-    contact_sheet(output / "contact_sheet.png", videos[:SHEET_ROWS], [row["prompt"] for row in rows[:SHEET_ROWS]])
-    summary = {"samples": rows, "checkpoint": str(checkpoint)}
+    for number, (prompt, seed, frames) in enumerate(zip(samples.prompts, samples.seeds, videos, strict=True)):
+        file = f"{number:04d}-{_slug(prompt)}.mp4"
+        write_mp4(output / file, frames, samples.fps)
+        rows.append({"file": file, "prompt": prompt, "seed": seed})
+    contact_sheet(videos[:SHEET_ROWS], samples.prompts[:SHEET_ROWS]).save(output / "contact_sheet.png")
+    summary = {"samples": rows, **source}
     save_summary(output, summary)
     return summary
+
+
+def from_latents(config: SampleConfig) -> bool:
+    """Whether latents are decoded, rather than prompts sampled. Raises ConfigError where both are asked for."""
+    if config.latents and config.text_prompt:
+        raise ConfigError(f"found text_prompt and latents ({config.latents}), expected one of them: leave one out")
+    return bool(config.latents)
+
+
+def read_latents(config: SampleConfig) -> SampledLatents:
+    """The samples in ``latents``. Raises ConfigError unless the VAE is theirs."""
+    samples = SampledLatents.read(Path(config.latents))
+    path = config.pretrained_model_path
+    _require_same("VAE", path, vae_identity(path), samples.vae, config.latents)
+    return samples
 
 
 def read_prompts(source: str | Sequence[str]) -> list[str]:
@@ -103,7 +121,10 @@ def read_prompts(source: str | Sequence[str]) -> list[str]:
         source = _lines(file) if is_file else [source]
     prompts = [text.strip() for text in source if text.strip()]
     if not prompts:
-        raise ConfigError('no prompts: give --prompt "a red ball moves left", or text_prompt= a list or a file of them')
+        raise ConfigError(
+            'no prompts: give --prompt "a red ball moves left", text_prompt= a list or a file of them, '
+            "or latents= a file of a run's samples folder"
+        )
     return prompts
 
 
@@ -153,17 +174,25 @@ def _encode_prompts(
 
 def check_models(path: str, info: CheckpointInfo) -> None:
     """Raises ConfigError unless the VAE and text encoder are those that made the training data."""
-    for what, found, trained in (
-        ("VAE", vae_identity(path), info.vae),
-        ("text encoder", text_encoder_identity(path, info.text_encoder["max_tokens"]), info.text_encoder),
-    ):
-        differing = [
-            f"{key} {value!r}, not {trained.get(key)!r}" for key, value in found.items() if value != trained.get(key)
-        ]
-        if differing:
-            raise ConfigError(
-                f"pretrained_model_path={path} has another {what} than the checkpoint: {'; '.join(differing)}"
-            )
+    text_encoder = text_encoder_identity(path, info.text_encoder["max_tokens"])
+    _require_same("VAE", path, vae_identity(path), info.vae, "the checkpoint")
+    _require_same("text encoder", path, text_encoder, info.text_encoder, "the checkpoint")
+
+
+def _require_same(what: str, path: str, found: Mapping[str, Any], made: Mapping[str, Any], by: str) -> None:
+    differing = [f"{key} {value!r}, not {made.get(key)!r}" for key, value in found.items() if value != made.get(key)]
+    if differing:
+        raise ConfigError(f"pretrained_model_path={path} has another {what} than {by}: {'; '.join(differing)}")
+
+
+def _sample_prompts(config: SampleConfig, prompts: list[str], checkpoint: Path, device: torch.device) -> SampledLatents:
+    info = read_info(checkpoint)
+    shape = latent_shape(config, info)
+    check_models(config.pretrained_model_path, info)
+    requests = _encode_prompts(config, prompts, info, device)
+    latents = LatentStats.of(info.vae).denormalise(_denoise_all(config, requests, checkpoint, info, shape, device))
+    seeds = [request.seed for request in requests]
+    return SampledLatents(latents, prompts, seeds, info.step, info.vae, 1 / info.frame_interval_s)
 
 
 def _denoise_all(
@@ -173,7 +202,8 @@ def _denoise_all(
     info: CheckpointInfo,
     shape: tuple[int, int, int, int],
     device: torch.device,
-) -> list[torch.Tensor]:
+) -> torch.Tensor:
+    """Normalised latents, [N, C, T, h, w]."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model = load_transformer(checkpoint, weights=config.weights).to(device, dtype)
     null_text, _ = read_null_text(checkpoint)
@@ -192,73 +222,16 @@ def _denoise_all(
                 guidance_scale=config.guidance_scale,
             ).cpu()
             bar.update(len(batch))
-    return latents
+    return torch.stack(latents)
 
 
-@torch.no_grad()
-def denoise(
-    model: Transformer,
-    info: CheckpointInfo,
-    texts: Sequence[torch.Tensor],
-    null_text: torch.Tensor,
-    seeds: Sequence[int],
-    shape: tuple[int, int, int, int],
-    *,
-    steps: int,
-    guidance_scale: float,
-    given: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Normalised latents [B, C, T, h, w] from noise by the objective's steps under classifier-free guidance.
-
-    texts: B of [L, D], any lengths; null_text [L0, D]. Each sample's noise comes from its own seed, and text
-    is masked to its own length, so that a sample does not depend on its batch. Guidance acts on all channels.
-    given: normalised latents [B, C, T, h, w] and a mask [B, T], true on the frames that are not made but stay as
-    they are there, at level 0 throughout; for a checkpoint that was trained so (`CheckpointInfo.conditioning`).
-    """
-    device = next(model.parameters()).device
-    count = len(texts)
-    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
-    made = torch.ones(count, dtype=torch.bool, device=device)  # [B], or [B, T] where frames are given
-    if given is not None:
-        made = ~given[1].to(device)
-        x = torch.where(_over(made), x, given[0].to(x))
-    guided = guidance_scale != 1
-    text, mask = pad([*texts, *([null_text] * count if guided else [])], device)
-    size = (shape[2] * info.vae["spatial_factor"], shape[3] * info.vae["spatial_factor"])
-    objective = make_objective(info.objective)
-    levels = objective.schedule(steps, model.config.tokens(*shape[1:])).tolist()
-    for level, following in pairwise(levels):
-        inputs = torch.cat([x, x]) if guided else x
-        timestep = objective.timestep(level * (torch.cat([made, made]) if guided else made))
-        output = model(inputs, timestep, text, mask, frame_interval_s=info.frame_interval_s, size=size).float()
-        if guided:
-            conditional, unconditional = output.chunk(2)
-            output = unconditional + guidance_scale * (conditional - unconditional)
-        x = torch.where(_over(made), objective.step(x, output, level, following), x)
-    return x
-
-
-def _over(made: torch.Tensor) -> torch.Tensor:
-    """[B] or [B, T] as [B, 1, 1 or T, 1, 1]."""
-    return made.reshape(len(made), 1, -1, 1, 1)
-
-
-def pad(texts: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """B texts [L, D] of any lengths -> zero-padded float32 [B, Lmax, D] and mask [B, Lmax], true on real tokens."""
-    padded = torch.nn.utils.rnn.pad_sequence([text.float() for text in texts], batch_first=True)
-    lengths = torch.tensor([len(text) for text in texts])
-    return padded.to(device), (torch.arange(padded.shape[1]) < lengths[:, None]).to(device)
-
-
-def _decode(
-    config: SampleConfig, latents: list[torch.Tensor], info: CheckpointInfo, device: torch.device
-) -> list[np.ndarray]:
-    vae = FrozenVAE.load(config.pretrained_model_path, device)
-    stats = LatentStats.of(info.vae)
+def _decode(pretrained_model_path: str, samples: SampledLatents, device: torch.device) -> list[np.ndarray]:
+    """Of each sample its frames, uint8 [T, H, W, 3]."""
+    vae = FrozenVAE.load(pretrained_model_path, device)
     videos = []
-    with progress_bar(len(latents), "decode", "video") as bar:
-        for sample_latents in latents:
-            videos.append(vae.decode(stats.denormalise(sample_latents).transpose(0, 1)))  # [T, C, h, w]
+    with progress_bar(len(samples.latents), "decode", "video") as bar:
+        for latents in samples.latents:
+            videos.append(vae.decode(latents.transpose(0, 1)))  # [T, C, h, w]
             bar.update()
     return videos
 
@@ -269,6 +242,9 @@ def _slug(prompt: str) -> str:
 
 def describe(config: SampleConfig) -> str:
     """What ``sample`` would do, in a line."""
+    if from_latents(config):
+        samples = read_latents(config)
+        return f"{len(samples.prompts)} videos of latents {list(samples.latents.shape[1:])} from {config.latents}"
     prompts = read_prompts(config.text_prompt)
     checkpoint = choose_checkpoint(config.ckpt)
     shape = latent_shape(config, read_info(checkpoint))

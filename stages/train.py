@@ -20,7 +20,7 @@ from stages.training.loop import Run, run_steps
 from stages.training.optimizer import parameter_groups
 from stages.training.run_lock import run_lock
 from stages.training.runlog import RunLog
-from stages.training.source import Source, batches_of, open_held_out, open_source
+from stages.training.source import Source, batches_of, open_held_out, open_prompts, open_source
 from stages.training.start import start_from
 from stages.training.stopping import StopRequests
 
@@ -51,6 +51,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests) -> dict[str, Any]:
     source = open_source(config, ranks.rank, ranks.world)
     held_out = open_held_out(config, source, ranks.rank, ranks.world)
+    prompts = open_prompts(config, source, ranks.rank, ranks.world)
     resumed = checkpoint.newest(folder)
     model = build_model(config, source)
     info = _info(config, model, source)
@@ -81,11 +82,13 @@ def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests)
         milestone_every=config.train.milestone_every,
     )
     plan = checkpoints.check_room(progress.step, config.train.steps)
-    run = Run(config, folder, ranks, source, held_out, model, engine, checkpoints, stops)
+    run = Run(config, folder, ranks, source, held_out, prompts, model, info, engine, checkpoints, stops)
     if ranks.main:
         save_settings(folder, config)
     ranks.print(_opening(run, progress))
     ranks.print(plan)
+    if prompts:
+        ranks.print(prompts)
 
     start = progress.step
     log = RunLog(folder, start, config.train.steps) if ranks.main else None
@@ -141,6 +144,7 @@ def describe(config: TrainConfig, world: int) -> str:
     check(config, world)
     source = open_source(config, 0, world)
     held_out = open_held_out(config, source, 0, world)
+    prompts = open_prompts(config, source, 0, world)
     model = build_model(config, source)
     parameter_groups(model, config.optimizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -149,7 +153,8 @@ def describe(config: TrainConfig, world: int) -> str:
     state_gb = parameters * 20 / world / 1e9
     return (
         f"{parameters / 1e6:.2f} M parameters that predict {config.objective.prediction}; {epoch} samples, "
-        f"{passes:.1f} passes over them, {held_out.samples if held_out else 0} held-out samples; {batches_of(source)}\n"
+        f"{passes:.1f} passes over them, {held_out.samples if held_out else 0} held-out samples; {batches_of(source)}"
+        f"{f'; {prompts}' if prompts else ''}\n"
         f"checkpoints of {parameters * 16 / 1e9:.2f} GB, the newest {config.train.keep_last} kept; "
         f"weights, moments and average take about {state_gb:.2f} GB a rank, activations come on top"
     )

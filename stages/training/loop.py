@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.latents import LatentStats
 from models.objective import make_objective
 from models.transformer import Transformer
+from models.weights import CheckpointInfo
 from shards.loader import Batch
 from stages.engine import Engine, Ranks, largest_over_ranks
 from stages.errors import WorkError
@@ -20,10 +22,13 @@ from stages.training.checkpoint import Checkpoints, Progress
 from stages.training.config import TrainConfig
 from stages.training.loss import LatentLoss
 from stages.training.optimizer import lr_share
+from stages.training.prompts import Prompts
 from stages.training.runlog import RunLog, Stopwatch, peak_memory_gb
 from stages.training.source import Source
 from stages.training.stopping import REASONS, StopRequests
 from stages.training.validate import HeldOut
+
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class Run:
     ranks: Ranks
     source: Source
     held_out: HeldOut | None
+    prompts: Prompts | None
     model: Transformer
+    info: CheckpointInfo
     engine: Engine
     checkpoints: Checkpoints
     stops: StopRequests
@@ -54,6 +61,8 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
         device=run.ranks.device,
         conditioning=config.conditioning,
     )
+    if run.prompts and log:
+        _show(run, run.prompts, "sampled_clips", run.prompts.clips, progress.step, log)
     watch, stop, saved_step = Stopwatch(), 0, progress.step
     with closing(run.checkpoints), closing(source.loader.batches(progress.step, settings.steps)) as batches:
         for step in range(progress.step, settings.steps):
@@ -101,6 +110,11 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
                     log.write(metrics)
                 watch = Stopwatch()
 
+            # Sample.
+            if run.prompts and (last or done % run.prompts.every == 0):
+                _sample(run, run.prompts, done, log)
+                watch = Stopwatch()
+
             # Save.
             if done % settings.save_every == 0:
                 run.checkpoints.save(progress)
@@ -112,6 +126,22 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
     if stop:
         run.ranks.print(f"stopped at step {progress.step} ({REASONS[stop]}): run the same command to go on")
     return progress
+
+
+def _sample(run: Run, prompts: Prompts, step: int, log: RunLog | None) -> None:
+    samples = prompts.sample(run.model, run.info, run.source.null_text, step)
+    if samples and log:
+        folder = run.folder / SAMPLES
+        folder.mkdir(exist_ok=True)
+        samples.save(folder / f"step-{step:07d}.safetensors")
+        _show(run, prompts, "samples", samples.latents.transpose(1, 2).numpy(), step, log)
+
+
+def _show(run: Run, prompts: Prompts, name: str, latents: np.ndarray, step: int, log: RunLog) -> None:
+    """Latents [N, T, C, h, w], unscaled, as the dataset's map to colours shows them, where it has one."""
+    rgb_map = run.source.dataset.manifest.latent_rgb
+    if rgb_map:
+        log.show(name, prompts.picture(latents, rgb_map), step)
 
 
 def _tell_skipped(run: Run, progress: Progress, loss: torch.Tensor) -> None:

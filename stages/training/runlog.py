@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -70,6 +71,11 @@ class RunLog:
             if name != "step" and isinstance(value, int | float):
                 self._board.add_scalar(name, value, metrics["step"])
         self._progress(metrics)
+
+    def show(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A picture in TensorBoard at once: uint8 [H, W, 3]."""
+        self._board.add_image(name, picture, step, dataformats="HWC")
+        self._board.flush()
 
     def _progress(self, metrics: dict[str, Any]) -> None:
         step = metrics["step"]

@@ -11,6 +11,7 @@ from shards.order import SampleOrder, batch_sizes
 from shards.schema import LATENTS
 from stages.errors import ConfigError
 from stages.training.config import StepConfig, TrainConfig, transformer_config
+from stages.training.prompts import Prompts
 from stages.training.validate import HeldOut, training_filter
 
 
@@ -75,6 +76,11 @@ def open_held_out(config: TrainConfig, source: Source, rank: int = 0, world: int
     """The clips to validate on. Raises ConfigError where ``validation.holdout`` holds none."""
     sizes = {name: size // config.train.gradient_accumulation for name, size in source.order.batch_size.items()}
     return HeldOut.open(config.validation, config.data, sizes, rank, world)
+
+
+def open_prompts(config: TrainConfig, source: Source, rank: int = 0, world: int = 1) -> Prompts | None:
+    """The captions to sample. Raises ConfigError where ``validation.holdout`` holds none."""
+    return Prompts.open(config.validation, config.data, list(source.order.batch_size), rank, world)
 
 
 def batches_of(source: Source) -> str:

@@ -5,7 +5,7 @@ function of the source, so that a run that is resumed, or started from another, 
 are those being trained; their average is spread over the ranks and is not looked at here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from shards.dataset import Dataset
 from shards.errors import DatasetError
 from shards.loader import DataConfig, Loader
 from shards.order import FixedOrder
-from shards.schema import KEY, SPLIT
+from shards.schema import KEY, SPLIT, Bucket
 from stages.engine import mean_over_ranks
 from stages.errors import ConfigError, at_least
 from stages.training.loss import LatentLoss
@@ -28,15 +28,23 @@ class ValidationConfig:
 
     samples: how many of the held-out clips are looked at. levels: at how many noise levels, in the middle of as many
     equal bins of 0 to 1. every: steps.
+
+    sample_every: steps from one sampling to the next, and one after the last step; null samples nothing.
+    sample_prompts: how many clips' captions are sampled. sample_steps, sample_guidance_scale: how.
     """
 
     holdout: float = 0.0
     samples: int = 64
     levels: int = 10
     every: int = 1000
+    sample_every: int | None = None
+    sample_prompts: int = 4
+    sample_steps: int = 30
+    sample_guidance_scale: float = 4.0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "samples", "levels", "every")
+        at_least(self, 1, "samples", "levels", "every", "sample_every", "sample_prompts", "sample_steps")
+        at_least(self, 0, "sample_guidance_scale")
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout: found {self.holdout}, expected a share from 0 to below 1")
 
@@ -48,6 +56,25 @@ def training_filter(filter: str, config: ValidationConfig) -> str:
 
 def _joined(filter: str, condition: str) -> str:
     return f"({filter}) and {condition}" if filter else condition
+
+
+def open_held_out_clips(config: ValidationConfig, data: DataConfig, buckets: Sequence[str]) -> Dataset:
+    """The dataset of the held-out clips alone. Raises ConfigError where the share holds no clip."""
+    condition = _joined(data.filter, f"{SPLIT} < {config.holdout}")
+    try:
+        return Dataset.open(data.shards, buckets=buckets, text=list(data.text_columns()), filter=condition)
+    except DatasetError as error:
+        raise ConfigError(f"validation.holdout is {config.holdout}: {error}") from None
+
+
+def draw_clips(dataset: Dataset, buckets: Sequence[Bucket], count: int) -> list[tuple[str, int]]:
+    """Bucket and row of so many clips, or of all: those with the smallest hashes of their keys, in that order."""
+    drawn = sorted(
+        (xxhash.xxh3_64_intdigest(key.encode()), bucket.name, row)
+        for bucket in buckets
+        for row, key in enumerate(dataset.index(bucket)[KEY].to_pylist())
+    )
+    return [(bucket, row) for _, bucket, row in drawn[:count]]
 
 
 class HeldOut:
@@ -62,25 +89,16 @@ class HeldOut:
     def open(
         cls, config: ValidationConfig, data: DataConfig, batch_sizes: Mapping[str, int], rank: int, world: int
     ) -> "HeldOut | None":
-        """Choose the clips, those with the smallest hashes of their keys; None where nothing is held out.
+        """Choose the clips; None where nothing is held out.
 
         Whole clips, whatever part of them ``data`` trains on. batch_sizes: by bucket, of all ranks together.
         Raises ConfigError where the share holds no clip.
         """
         if not config.holdout:
             return None
-        condition = _joined(data.filter, f"{SPLIT} < {config.holdout}")
-        try:
-            texts = list(data.text_columns())
-            dataset = Dataset.open(data.shards, buckets=list(batch_sizes), text=texts, filter=condition)
-        except DatasetError as error:
-            raise ConfigError(f"validation.holdout is {config.holdout}: {error}") from None
-        drawn = sorted(
-            (xxhash.xxh3_64_intdigest(key.encode()), bucket.name, row)
-            for bucket in dataset.buckets
-            for row, key in enumerate(dataset.index(bucket)[KEY].to_pylist())
-        )[: config.samples]
-        rows = {bucket.name: [row for _, name, row in drawn if name == bucket.name] for bucket in dataset.buckets}
+        dataset = open_held_out_clips(config, data, list(batch_sizes))
+        drawn = draw_clips(dataset, dataset.buckets, config.samples)
+        rows = {bucket.name: [row for name, row in drawn if name == bucket.name] for bucket in dataset.buckets}
         order = FixedOrder(rows, batch_sizes)
         whole = replace(data, strides=(1,), subclip_frames=())
         return cls(Loader(dataset, whole, order, rank, world), order, len(drawn), config.levels, world)

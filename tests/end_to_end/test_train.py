@@ -23,6 +23,8 @@ from shards.loader import DataConfig
 from stages.training.loss import LatentLoss
 from stages.training.validate import HeldOut, ValidationConfig
 from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings, wait_for
+from tests.end_to_end.test_training_samples import SETTINGS as SAMPLED
+from tests.end_to_end.test_training_samples import assert_samples_of, prompts_of
 from tests.models.networks import pixart, randomise
 from tests.models.originals import pixart_positions, pixart_state, save_pth
 
@@ -173,7 +175,7 @@ def test_bf16_under_zero_3_with_activation_checkpointing_resumes_bit_equal(road:
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
-def test_held_out_clips_have_the_loss_of_the_checkpoints_weights(
+def test_held_out_clips_have_the_loss_and_the_samples_of_the_checkpoints_weights(
     road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under ZeRO-3 on two ranks as in one process, here with epsilon and its learned range."""
@@ -181,7 +183,7 @@ def test_held_out_clips_have_the_loss_of_the_checkpoints_weights(
         "objective.prediction=epsilon", "objective.flow.shift_tokens=[256, 14336, 131072]",
         "objective.flow.shift_values=[1, 3, 6]", "optimizer.warmup_steps=0", "validation.holdout=0.2",
         "validation.samples=5", "validation.levels=2", "validation.every=1", "deepspeed.zero_optimization.stage=3",
-        )  # fmt: skip
+        *SAMPLED, "validation.sample_every=5")  # fmt: skip
     told = metrics(tmp_path)
     assert [line["step"] for line in told] == [1, 2]
     assert told[0]["validation_loss"] != told[1]["validation_loss"]
@@ -199,6 +201,9 @@ def test_held_out_clips_have_the_loss_of_the_checkpoints_weights(
     expected = held_out.losses(model, loss_of)
     assert {name: told[1][name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert list(expected)[1:] == ["validation_loss/level_0.25", "validation_loss/level_0.75"]
+
+    (samples,) = (tmp_path / "samples").iterdir()  # after the last step
+    assert_samples_of(tmp_path / "checkpoints/step-0000002", prompts_of(road.shards, 0.2), samples, monkeypatch)
 
 
 def test_weights_of_another_vae_are_refused(road: Road, tmp_path: Path) -> None:

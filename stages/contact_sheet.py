@@ -1,0 +1,23 @@
+"""Videos as one picture."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+
+def contact_sheet(videos: Sequence[np.ndarray], captions: Sequence[str], *, columns: int = 8) -> Image.Image:
+    """One row a video: its frames, evenly picked, with the caption above. videos: uint8 [T, H, W, 3] each."""
+    line_px, gap_px = 14, 4
+    height, width = videos[0].shape[1:3]
+    shown = min(columns, max(len(video) for video in videos))
+    row_px = line_px + height + gap_px
+    sheet = Image.new("RGB", (shown * (width + gap_px) + gap_px, len(videos) * row_px + gap_px), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (video, caption) in enumerate(zip(videos, captions, strict=True)):
+        top = gap_px + row * row_px
+        pen.text((gap_px, top), caption, fill="black")
+        picked = np.linspace(0, len(video) - 1, min(shown, len(video))).round().astype(int)
+        for column, index in enumerate(picked):
+            sheet.paste(Image.fromarray(video[index]), (gap_px + column * (width + gap_px), top + line_px))
+    return sheet
