@@ -143,7 +143,7 @@ def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
 
 def require_equal(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, advice: str) -> None:
     """Raises DatasetError with each field that differs, as a dotted path, unless both are equal as JSON."""
-    was, now = _flat(found), _flat(expected)
+    was, now = flat(found), flat(expected)
     differences = [
         f"{field} is {was.get(field, 'absent')}, expected {now.get(field, 'absent')}"
         for field in sorted(was.keys() | now.keys())
@@ -190,9 +190,9 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _flat(value: Any, field: str = "") -> dict[str, str]:
+def flat(value: Any, field: str = "") -> dict[str, str]:
     """Dotted path -> JSON text of each leaf."""
     if not isinstance(value, dict) or not value:
         return {field: json.dumps(value, sort_keys=True)}
-    inner = (_flat(part, f"{field}.{name}" if field else name) for name, part in value.items())
+    inner = (flat(part, f"{field}.{name}" if field else name) for name, part in value.items())
     return {path: text for leaves in inner for path, text in leaves.items()}

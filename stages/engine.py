@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO behind a small interface; the only file that imports deepspeed."""
 
+import atexit
 import difflib
 import logging
 import math
@@ -82,6 +83,10 @@ def start_ranks() -> Ranks:
         # Without this DeepSpeed compiles a shared-memory reduction for CPUs at its first start; gloo does the work.
         deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+        if device.type == "cpu":
+            # A gloo thread that lets go of the last tensors asks for Python, and would be ended, and the process with
+            # it, were Python ending. NCCL has no such thread, and may wait for a rank that has failed.
+            atexit.register(dist.destroy_process_group)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 

@@ -12,7 +12,7 @@ from models.objective import make_objective
 from models.transformer import Transformer
 from models.weights import CheckpointInfo, read_null_text
 from stages.engine import Engine, Ranks, check_shared, start_ranks
-from stages.output import output_folder, save_settings, save_summary
+from stages.output import output_folder, save_settings, save_summary, settings_text
 from stages.training import checkpoint
 from stages.training.checkpoint import Checkpoints, Progress
 from stages.training.config import TrainConfig, check, settled, transformer_config
@@ -61,6 +61,9 @@ def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests)
     progress = Progress(0, 0, config.seed, sizes, config.data.window_shards, source.selection_hash)
     if resumed:
         progress = checkpoint.resume_point(resumed, progress, info)
+        changed = checkpoint.changed_settings(resumed, settings_text(config))
+        if changed:
+            ranks.print(f"{folder} {changed}")
         load_into(model, resumed, "model")
         embedding, mask = read_null_text(resumed)
         source = replace(source, null_text=embedding[mask])
@@ -129,7 +132,7 @@ def _info(config: TrainConfig, model: Transformer, source: Source) -> Checkpoint
 
 
 def _opening(run: Run, progress: Progress) -> str:
-    parameters = sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
+    parameters = (run.engine.trained + run.engine.frozen) / 1e6  # ZeRO-3 leaves none in the model
     start = f"continues at step {progress.step}" if progress.step else "starts"
     return (
         f"{run.folder} {start}: {parameters:.2f} M parameters, {run.ranks.world} ranks on "

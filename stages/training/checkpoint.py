@@ -10,18 +10,21 @@ filled under a hidden name and renamed when it is complete, so one that can be s
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models.weights import CHECKPOINTS, INFO, NULL_TEXT, CheckpointInfo, find_checkpoint, read_info, save_checkpoint
 from shards import storage
+from shards.manifest import flat
 from stages.engine import WEIGHTS, Engine, Ranks, from_main
 from stages.errors import ConfigError, WorkError
 from stages.training.guard import Guard
@@ -30,6 +33,13 @@ TRAINING = "training.json"
 SETTINGS = "config.yaml"
 MILESTONES = "milestones"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# Settings that change no step to come beyond rounding, or that `resume_point` looks after.
+HARMLESS = (
+    "output", "seed", "data.shards", "data.filter", "data.window_shards", "data.prefetch_batches", "data.read_threads",
+    "data.cache*", "model.*", "objective.*", "train.steps", "train.batch_*", "train.gradient_accumulation",
+    "train.activation_checkpointing", "train.init_from", "train.max_*", "train.*_every", "train.keep_last",
+    "train.log_*", "validation.*", "deepspeed.*",
+)  # fmt: skip
 FILES = {"model": WEIGHTS, "ema": "ema", **{moment: moment for moment in MOMENTS}}  # name -> what the engine holds
 
 
@@ -202,7 +212,7 @@ def resume_point(checkpoint: Path, wanted: Progress, info: CheckpointInfo) -> Pr
     found = Progress(**{**content, "guard": Guard(**content["guard"])})
     before = {**asdict(found), **asdict(read_info(checkpoint))}
     now = {**asdict(wanted), **asdict(info)}
-    differing = _differences(before, now, ignored=("step", "samples_seen", "guard"))
+    differing = _differences(before, now, ignored=("step", "samples_seen", "guard.*"))
     if differing:
         raise ConfigError(
             f"{checkpoint} belongs to another run ({'; '.join(differing)}): give another output=, "
@@ -211,6 +221,21 @@ def resume_point(checkpoint: Path, wanted: Progress, info: CheckpointInfo) -> Pr
     return found
 
 
-def _differences(before: Mapping[str, object], now: Mapping[str, object], ignored: tuple[str, ...]) -> list[str]:
-    names = [name for name in now if name not in ignored and before[name] != now[name]]
-    return [f"{name} was {before[name]!r}, is {now[name]!r}" for name in names]
+def changed_settings(checkpoint: Path, settings: str) -> str | None:
+    """Which of the ``settings``, as `stages.output` writes them, are not those of the run so far, in one line.
+
+    Only what changes the steps to come beyond rounding: a run that goes on with it is not the one that it was.
+    """
+    before, now = (yaml.safe_load(text) for text in ((checkpoint / SETTINGS).read_text(), settings))
+    differing = _differences(before, now, HARMLESS)
+    return f"goes on with other settings than before: {'; '.join(differing)}" if differing else None
+
+
+def _differences(before: Mapping[str, object], now: Mapping[str, object], ignored: Sequence[str]) -> list[str]:
+    """Of nested mappings; ``ignored`` are patterns of dotted names."""
+    was, is_now = flat(before), flat(now)
+    return [
+        f"{name} was {was.get(name, 'absent')}, is {is_now.get(name, 'absent')}"
+        for name in {**was, **is_now}
+        if was.get(name) != is_now.get(name) and not any(fnmatchcase(name, pattern) for pattern in ignored)
+    ]

@@ -11,6 +11,22 @@ from models.transformer import Transformer, TransformerConfig
 SMALL = TransformerConfig(
     in_channels=4, out_channels=8, num_layers=2, num_heads=2, head_dim=12, text_dim=20, sample_size=16
 )
+# Frames, height and width of latents.
+SHAPES = [
+    (1, 16, 16),
+    (1, 8, 12),
+    (2, 16, 16),
+    (2, 6, 10),
+    (3, 8, 8),
+    (4, 12, 4),
+    (5, 16, 16),
+    (5, 32, 8),
+    (8, 4, 6),
+    (16, 8, 8),
+    (17, 2, 2),
+    (40, 2, 8),
+    (4, 24, 24),
+]
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -59,6 +75,17 @@ def pixart(config: TransformerConfig) -> PixArtTransformer2DModel:
     """The reference image model."""
     arguments = diffusers_arguments(config) | {"interpolation_scale": config.position_scale}
     return PixArtTransformer2DModel(**arguments, use_additional_conditions=config.size_conditioning).eval()
+
+
+def image_model(config: TransformerConfig) -> tuple[Transformer, PixArtTransformer2DModel]:
+    """A fresh video model on the random weights of the reference image model, and that model."""
+    reference = pixart(config)
+    randomise(reference)
+    model = Transformer(config).eval()
+    result = model.load_state_dict(reference.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert all(name.startswith("temporal_transformer_blocks.") for name in result.missing_keys)
+    return model, reference
 
 
 def inputs(

@@ -9,30 +9,16 @@ from torch import Tensor
 
 from models.transformer import Transformer, TransformerConfig
 from tests.models.networks import (
+    SHAPES,
     SMALL,
     assert_close,
+    image_model,
     inputs,
     latte,
-    pixart,
     random_transformer,
     randomise,
 )
 
-SHAPES = [
-    (1, 16, 16),
-    (1, 8, 12),
-    (2, 16, 16),
-    (2, 6, 10),
-    (3, 8, 8),
-    (4, 12, 4),
-    (5, 16, 16),
-    (5, 32, 8),
-    (8, 4, 6),
-    (16, 8, 8),
-    (17, 2, 2),
-    (40, 2, 8),
-    (4, 24, 24),
-]
 SIZES = [SMALL, replace(SMALL, sample_size=64), replace(SMALL, sample_size=128, position_scale=2.0)]
 PUBLISHED = replace(SMALL, num_layers=1, num_heads=16, head_dim=72, text_dim=64, sample_size=64)
 
@@ -80,7 +66,7 @@ def test_equals_latte_with_captions_masked_or_each_alone_and_unpadded(shape: tup
 @torch.no_grad()
 def test_one_frame_equals_pixart_with_masked_captions(shape: tuple[int, int, int], position_scale: float) -> None:
     config = replace(SMALL, position_scale=position_scale, temporal_init="zero")
-    model, reference = _image_model(config)
+    model, reference = image_model(config)
     latents, timestep, text, mask = inputs(shape=shape, lengths=(7, 1, 4))
     expected = reference(latents[:, :, 0], text, timestep, encoder_attention_mask=mask, return_dict=False)[0]
     assert_close(model(latents, timestep, text, mask)[:, :, 0], expected)
@@ -91,7 +77,7 @@ def test_one_frame_equals_pixart_with_masked_captions(shape: tuple[int, int, int
 )
 @torch.no_grad()
 def test_one_frame_of_a_real_size_equals_pixart(pixels: tuple[int, int]) -> None:
-    model, reference = _image_model(replace(SMALL, num_layers=1, temporal_init="zero"))
+    model, reference = image_model(replace(SMALL, num_layers=1, temporal_init="zero"))
     shape = (1, pixels[0] // 8, pixels[1] // 8)
     latents, timestep, text, mask = inputs(shape=shape, lengths=(3,))
     expected = reference(latents[:, :, 0], text, timestep, encoder_attention_mask=mask, return_dict=False)[0]
@@ -103,7 +89,7 @@ def test_one_frame_of_a_real_size_equals_pixart(pixels: tuple[int, int]) -> None
 def test_one_frame_equals_pixart_that_is_told_the_size(shape: tuple[int, int, int]) -> None:
     """As PixArt-alpha's 1024 px checkpoint is; its extra weights load by name."""
     config = replace(SMALL, size_conditioning=True, temporal_init="zero")
-    model, reference = _image_model(config)
+    model, reference = image_model(config)
     latents, timestep, text, mask = inputs(shape=shape, lengths=(7, 1, 4))
     size = torch.tensor([[1024, 1024], [832, 1216], [1504, 688]])
     told = {"resolution": size.float(), "aspect_ratio": size[:, :1] / size[:, 1:]}
@@ -127,7 +113,7 @@ def test_a_256_px_model_on_512_px_positions() -> None:
 @torch.no_grad()
 def test_new_temporal_blocks_leave_the_image_model_as_it_is() -> None:
     config = replace(SMALL, temporal_init="zero", temporal_pos="branch")
-    model, reference = _image_model(config)
+    model, reference = image_model(config)
     latents, timestep, text, mask = inputs(shape=(5, 8, 12), lengths=(7, 2))
     found = model(latents, timestep, text, mask)
     for frame in range(5):
@@ -326,17 +312,6 @@ def test_configs_that_no_network_can_have(change: dict, message: str) -> None:
 
 def test_tokens_are_patches_of_all_frames() -> None:
     assert TransformerConfig().tokens(56, 32, 32) == 14_336
-
-
-def _image_model(config: TransformerConfig) -> tuple[Transformer, torch.nn.Module]:
-    """A fresh video model on the random weights of the reference image model, and that model."""
-    reference = pixart(config)
-    randomise(reference)
-    model = Transformer(config).eval()
-    result = model.load_state_dict(reference.state_dict(), strict=False)
-    assert not result.unexpected_keys
-    assert all(name.startswith("temporal_transformer_blocks.") for name in result.missing_keys)
-    return model, reference
 
 
 def _randomise_spatial(model: Transformer) -> None:

@@ -16,10 +16,13 @@ from models.loading import load_transformer
 from models.objective import ObjectiveConfig
 from models.transformer import Transformer, TransformerConfig
 from models.weights import CheckpointInfo, save_checkpoint
+from pipelines.config import load_config
 from stages.engine import OPTIMIZER_STATES, WEIGHTS, Ranks
 from stages.errors import ConfigError, WorkError
+from stages.output import save_settings, settings_text
 from stages.training import checkpoint
 from stages.training.checkpoint import Checkpoints, Progress
+from stages.training.config import TrainConfig
 from stages.training.guard import Guard
 
 SIZES = TransformerConfig(in_channels=2, out_channels=2, text_dim=4, num_layers=1, num_heads=2, head_dim=12)
@@ -141,6 +144,33 @@ def test_adam_has_counted_the_steps_that_were_not_skipped(tmp_path: Path) -> Non
         "exp_avg_sq": {5.375},
         "step": 3,
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ([], None),
+        (["output=b", "data.shards=other/place", "data.cache_gb=1", "data.read_threads=1", "train.steps=9"], None),
+        (["train.batch_size=null", "train.batch_tokens=512", "train.save_every=3", "train.max_hours=1"], None),
+        (["train.gradient_accumulation=2", "deepspeed.zero_optimization.stage=3", "validation.every=7"], None),
+        (["data.strides=[1, 2]"], "data.strides was [1], is [1, 2]"),
+        (["data.subclip_frames=[4]"], "data.subclip_frames was [], is [4]"),
+        (["data.text={t5: 2, short: 1}"], "data.text.t5 was 1.0, is 2.0"),
+        (["train.caption_dropout=0.2"], "train.caption_dropout was 0.1, is 0.2"),
+        (
+            ["optimizer.lr=0.5", "train.precision=fp32"],
+            'train.precision was "bf16", is "fp32"; optimizer.lr was 0.0001, is 0.5',
+        ),
+    ],
+)
+def test_a_resume_tells_which_settings_change_the_steps_to_come(
+    settings: list[str], told: str | None, tmp_path: Path
+) -> None:
+    given = ["output=a", "train.batch_size=8", "data.text={t5: 1, short: 1}"]
+    before, now = (load_config(TrainConfig, None, [*given, *changes]) for changes in ([], settings))
+    save_settings(tmp_path, before)
+    found = checkpoint.changed_settings(tmp_path, settings_text(now))
+    assert found == (told and f"goes on with other settings than before: {told}")
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_leaves_the_former(tmp_path: Path) -> None:
