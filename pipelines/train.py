@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     summary = train(config)
     if tells:
-        print(f"{summary['steps']} steps, final loss {summary['final_loss']}, checkpoints in {config.output}")
+        loss = "no loss yet" if summary["final_loss"] is None else f"final loss {summary['final_loss']:.4f}"
+        print(f"{summary['steps']} steps, {loss}, checkpoints in {config.output}")
 
 
 if __name__ == "__main__":

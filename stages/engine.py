@@ -37,13 +37,12 @@ OPTIMIZER_STATES = ("ema", "exp_avg", "exp_avg_sq")
 # Derived from the training settings in one place, below.
 DERIVED_KEYS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "bf16", "fp16", "data_types", "optimizer", "scheduler",
+    "bf16", "fp16", "data_types", "optimizer", "scheduler", "activation_checkpointing",
 )  # fmt: skip
 # What the ``deepspeed`` section may hold: DeepSpeed itself ignores a key that it does not know.
 KNOWN_KEYS = (
-    "zero_optimization", "activation_checkpointing", "aio", "comms_logger", "communication_data_type",
-    "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients", "steps_per_print",
-    "wall_clock_breakdown",
+    "zero_optimization", "comms_logger", "communication_data_type", "flops_profiler", "gradient_predivide_factor",
+    "memory_breakdown", "prescale_gradients", "steps_per_print", "wall_clock_breakdown",
 )  # fmt: skip
 
 
@@ -270,6 +269,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     zero = settings.get("zero_optimization", {"stage": 1})
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         raise ConfigError(f"deepspeed.zero_optimization: found {zero!r}, expected keys with stage: 1, 2 or 3")
+    for part in ("offload_optimizer", "offload_param"):
+        if (zero.get(part) or {}).get("device") == "nvme":
+            raise ConfigError(f"deepspeed.zero_optimization.{part}.device: found nvme, expected cpu or none")
     if zero.get("compute_grad_norm") is False:
         raise ConfigError("deepspeed.zero_optimization.compute_grad_norm: the guard against NaN needs it, remove it")
     try:
@@ -278,6 +280,16 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise ConfigError(f"deepspeed.zero_optimization.{name}: {first['msg']}") from None
+
+
+def state_bytes(settings: Mapping[str, Any], precision: str, world: int) -> float:
+    """How many bytes a parameter takes on a rank: weights and gradient, and in fp32 its master, moments and average.
+
+    Of ZeRO-1 on, the latter are divided by the ranks, of ZeRO-2 on the gradients too, and with ZeRO-3 the weights.
+    """
+    stage = settings.get("zero_optimization", {"stage": 1})["stage"]
+    size = 2 if precision == "bf16" else 4
+    return size / (world if stage == 3 else 1) + size / (world if stage >= 2 else 1) + 16 / world
 
 
 def _deepspeed_config(

@@ -11,7 +11,7 @@ from models.loading import load_into
 from models.objective import make_objective
 from models.transformer import Transformer
 from models.weights import CheckpointInfo, read_null_text
-from stages.engine import Engine, Ranks, check_shared, start_ranks
+from stages.engine import Engine, Ranks, check_shared, from_main, start_ranks, state_bytes
 from stages.output import output_folder, save_settings, save_summary, settings_text
 from stages.training import checkpoint
 from stages.training.checkpoint import Checkpoints, Progress
@@ -40,19 +40,21 @@ def build_model(config: TrainConfig, source: Source) -> Transformer:
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train, or continue the run in ``config.output``, until ``train.steps`` or a stop. Returns the summary."""
     ranks = start_ranks()
-    config = settled(config)
     check(config, ranks.world)
     folder = output_folder(config.output)
     with run_lock(folder, ranks), StopRequests(folder, config.train.max_hours, main=ranks.main) as stops:
         check_shared(folder, ranks)
-        return _train(config, folder, ranks, stops)
+        # As rank 0 sees it: on a file system over the network, others may see what was there a moment ago.
+        resumed = from_main(checkpoint.newest(folder) if ranks.main else None)
+        return _train(settled(config, resumed), folder, resumed, ranks, stops)
 
 
-def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests) -> dict[str, Any]:
+def _train(
+    config: TrainConfig, folder: Path, resumed: Path | None, ranks: Ranks, stops: StopRequests
+) -> dict[str, Any]:
     source = open_source(config, ranks.rank, ranks.world)
     held_out = open_held_out(config, source, ranks.rank, ranks.world)
     prompts = open_prompts(config, source, ranks.rank, ranks.world)
-    resumed = checkpoint.newest(folder)
     model = build_model(config, source)
     info = _info(config, model, source)
 
@@ -60,10 +62,11 @@ def _train(config: TrainConfig, folder: Path, ranks: Ranks, stops: StopRequests)
     sizes = source.order.batch_size
     progress = Progress(0, 0, config.seed, sizes, config.data.window_shards, source.selection_hash)
     if resumed:
-        progress = checkpoint.resume_point(resumed, progress, info)
-        changed = checkpoint.changed_settings(resumed, settings_text(config))
+        settings = settings_text(config)
+        progress = checkpoint.resume_point(resumed, progress, info, settings)
+        changed = checkpoint.changed_settings(resumed, settings)
         if changed:
-            ranks.print(f"{folder} {changed}")
+            ranks.print(f"{folder} goes on with other settings than before: {changed}")
         load_into(model, resumed, "model")
         embedding, mask = read_null_text(resumed)
         source = replace(source, null_text=embedding[mask])
@@ -143,8 +146,8 @@ def _opening(run: Run, progress: Progress) -> str:
 
 def describe(config: TrainConfig, world: int) -> str:
     """What ``train`` would do, in a few lines."""
-    config = settled(config)
     check(config, world)
+    config = settled(config, checkpoint.newest(Path(config.output)) if config.output else None)
     source = open_source(config, 0, world)
     held_out = open_held_out(config, source, 0, world)
     prompts = open_prompts(config, source, 0, world)
@@ -153,11 +156,11 @@ def describe(config: TrainConfig, world: int) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
     passes = source.order.samples_before(config.train.steps) / epoch
-    state_gb = parameters * 20 / world / 1e9
+    state_gb = parameters * state_bytes(config.deepspeed, config.train.precision, world) / 1e9
     return (
         f"{parameters / 1e6:.2f} M parameters that predict {config.objective.prediction}; {epoch} samples, "
         f"{passes:.1f} passes over them, {held_out.samples if held_out else 0} held-out samples; {batches_of(source)}"
         f"{f'; {prompts}' if prompts else ''}\n"
         f"checkpoints of {parameters * 16 / 1e9:.2f} GB, the newest {config.train.keep_last} kept; "
-        f"weights, moments and average take about {state_gb:.2f} GB a rank, activations come on top"
+        f"weights, gradients, moments and average take about {state_gb:.2f} GB a rank, activations come on top"
     )

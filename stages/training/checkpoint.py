@@ -34,6 +34,7 @@ SETTINGS = "config.yaml"
 MILESTONES = "milestones"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # Settings that change no step to come beyond rounding, or that `resume_point` looks after.
+SELECTING = ("data.shards", "data.filter", "data.text*", "validation.holdout")
 HARMLESS = (
     "output", "seed", "data.shards", "data.filter", "data.window_shards", "data.prefetch_batches", "data.read_threads",
     "data.cache*", "model.*", "objective.*", "train.steps", "train.batch_*", "train.gradient_accumulation",
@@ -206,13 +207,18 @@ def keep_last(run: Path, count: int) -> None:
         _remove(folder)
 
 
-def resume_point(checkpoint: Path, wanted: Progress, info: CheckpointInfo) -> Progress:
-    """How far the checkpoint is. Raises ConfigError where going on would change the model or the samples."""
+def resume_point(checkpoint: Path, wanted: Progress, info: CheckpointInfo, settings: str) -> Progress:
+    """How far the checkpoint is. Raises ConfigError where going on would change the model or the samples.
+
+    settings: as `stages.output` writes them; those that choose the samples are named where the selection differs.
+    """
     content = json.loads((checkpoint / TRAINING).read_text())
     found = Progress(**{**content, "guard": Guard(**content["guard"])})
     before = {**asdict(found), **asdict(read_info(checkpoint))}
     now = {**asdict(wanted), **asdict(info)}
     differing = _differences(before, now, ignored=("step", "samples_seen", "guard.*"))
+    if found.selection_hash != wanted.selection_hash:
+        differing += _differences(_settings(checkpoint), yaml.safe_load(settings), chosen=SELECTING)
     if differing:
         raise ConfigError(
             f"{checkpoint} belongs to another run ({'; '.join(differing)}): give another output=, "
@@ -222,20 +228,32 @@ def resume_point(checkpoint: Path, wanted: Progress, info: CheckpointInfo) -> Pr
 
 
 def changed_settings(checkpoint: Path, settings: str) -> str | None:
-    """Which of the ``settings``, as `stages.output` writes them, are not those of the run so far, in one line.
+    """Which of the ``settings``, as `stages.output` writes them, are not those of the run so far; None: all are.
 
     Only what changes the steps to come beyond rounding: a run that goes on with it is not the one that it was.
     """
-    before, now = (yaml.safe_load(text) for text in ((checkpoint / SETTINGS).read_text(), settings))
-    differing = _differences(before, now, HARMLESS)
-    return f"goes on with other settings than before: {'; '.join(differing)}" if differing else None
+    return "; ".join(_differences(_settings(checkpoint), yaml.safe_load(settings), ignored=HARMLESS)) or None
 
 
-def _differences(before: Mapping[str, object], now: Mapping[str, object], ignored: Sequence[str]) -> list[str]:
-    """Of nested mappings; ``ignored`` are patterns of dotted names."""
+def _settings(checkpoint: Path) -> dict[str, object]:
+    return yaml.safe_load((checkpoint / SETTINGS).read_text())
+
+
+def _differences(
+    before: Mapping[str, object],
+    now: Mapping[str, object],
+    *,
+    chosen: Sequence[str] = ("*",),
+    ignored: Sequence[str] = (),
+) -> list[str]:
+    """Of nested mappings; ``chosen`` and ``ignored`` are patterns of dotted names."""
+
+    def any_of(patterns: Sequence[str], name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
     was, is_now = flat(before), flat(now)
     return [
         f"{name} was {was.get(name, 'absent')}, is {is_now.get(name, 'absent')}"
         for name in {**was, **is_now}
-        if was.get(name) != is_now.get(name) and not any(fnmatchcase(name, pattern) for pattern in ignored)
+        if was.get(name) != is_now.get(name) and any_of(chosen, name) and not any_of(ignored, name)
     ]

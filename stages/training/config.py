@@ -10,7 +10,6 @@ from models.transformer import TransformerConfig
 from shards.loader import DataConfig
 from stages.engine import check_settings
 from stages.errors import ConfigError, at_least
-from stages.training import checkpoint
 from stages.training.given_frames import ConditioningConfig
 from stages.training.optimizer import OptimizerConfig
 from stages.training.start import model_settings, objective_settings
@@ -79,9 +78,8 @@ class TrainConfig:
     deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
 
 
-def settled(config: TrainConfig) -> TrainConfig:
-    """The config with what follows from the weights that the run starts from, or goes on from."""
-    resumed = checkpoint.newest(Path(config.output)) if config.output else None
+def settled(config: TrainConfig, resumed: Path | None) -> TrainConfig:
+    """The config with what follows from the weights that the run starts from, or from where it goes on."""
     init_from = config.train.init_from
     return replace(
         config,

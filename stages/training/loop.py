@@ -18,6 +18,7 @@ from models.weights import CheckpointInfo
 from shards.loader import Batch
 from stages.engine import Engine, Ranks, largest_over_ranks
 from stages.errors import WorkError
+from stages.sampled_latents import SampledLatents
 from stages.training.checkpoint import Checkpoints, Progress
 from stages.training.config import TrainConfig
 from stages.training.loss import LatentLoss
@@ -68,7 +69,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
         for step in range(progress.step, settings.steps):
             # Read.
             waiting = time.perf_counter()
-            batch = run.checkpoints.failure() or _read(batches)
+            batch = (log and log.failure) or run.checkpoints.failure() or _read(batches)
             waited_s = time.perf_counter() - waiting
 
             # Agree: all ranks go on, or none; one that went alone would wait for the others for ever.
@@ -92,7 +93,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             samples = source.order.batch_size[batch.bucket.name]
             watch.add(samples, samples * tokens, waited_s)
             done = step + 1
-            seen = source.order.samples_before(done)
+            seen = progress.samples_seen + samples
             progress = progress.after(done, seen, progress.guard.after(norm, config.optimizer))
 
             # Report.
@@ -107,12 +108,14 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
                 if run.held_out and validates:
                     metrics |= run.held_out.losses(run.engine.module, loss_of)
                 if log:
-                    log.write(metrics)
+                    log.attempt(log.write, metrics)
                 watch = Stopwatch()
 
             # Sample.
             if run.prompts and (last or done % run.prompts.every == 0):
-                _sample(run, run.prompts, done, log)
+                sampled = run.prompts.sample(run.model, run.info, source.null_text, done)
+                if sampled and log:
+                    log.attempt(_keep, run, run.prompts, sampled, log)
                 watch = Stopwatch()
 
             # Save.
@@ -123,18 +126,18 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
         if progress.step > saved_step:
             run.checkpoints.save(progress)
         run.checkpoints.wait()
+    if log and log.failure:
+        raise log.failure
     if stop:
         run.ranks.print(f"stopped at step {progress.step} ({REASONS[stop]}): run the same command to go on")
     return progress
 
 
-def _sample(run: Run, prompts: Prompts, step: int, log: RunLog | None) -> None:
-    samples = prompts.sample(run.model, run.info, run.source.null_text, step)
-    if samples and log:
-        folder = run.folder / SAMPLES
-        folder.mkdir(exist_ok=True)
-        samples.save(folder / f"step-{step:07d}.safetensors")
-        _show(run, prompts, "samples", samples.latents.transpose(1, 2).numpy(), step, log)
+def _keep(run: Run, prompts: Prompts, samples: SampledLatents, log: RunLog) -> None:
+    folder = run.folder / SAMPLES
+    folder.mkdir(exist_ok=True)
+    samples.save(folder / f"step-{samples.step:07d}.safetensors")
+    _show(run, prompts, "samples", samples.latents.transpose(1, 2).numpy(), samples.step, log)
 
 
 def _show(run: Run, prompts: Prompts, name: str, latents: np.ndarray, step: int, log: RunLog) -> None:

@@ -33,10 +33,13 @@ class OptimizerConfig:
     ema_decay: float = 0.9999
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "lr", "weight_decay", "warmup_steps", "clip_norm", "clip_sigmas", "ema_decay")
+        at_least(self, 0, "lr", "weight_decay", "warmup_steps", "clip_norm", "clip_sigmas")
         for pattern, lr in self.group_lr.items():
             if lr < 0:
                 raise ValueError(f"group_lr of {pattern!r}: found {lr}, expected at least 0")
+        for name in ("ema_decay", "final_lr_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 to 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: found {self.betas}, expected two numbers from 0 to below 1")
 

@@ -4,12 +4,16 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from shards import storage
+from stages.errors import WorkError
 
 
 def peak_memory_gb() -> float:
@@ -46,15 +50,25 @@ class RunLog:
     """Rank 0's log of a run. Opening it at a step drops the metrics after that step (a resume replaces them)."""
 
     def __init__(self, run: Path, start_step: int, total_steps: int):
+        self.failure: WorkError | None = None  # for all ranks to hear of before the next step
+        self._run = run
         self._path = run / "metrics.jsonl"
         self._total = total_steps
         self._started = time.perf_counter()
         self._start_step = start_step
         kept = [line for line in self._lines() if json.loads(line)["step"] <= start_step]
         self.last_loss: float | None = json.loads(kept[-1])["loss"] if kept else None
-        self._path.write_text("".join(kept))
+        with storage.write_whole(self._path) as file:
+            file.write("".join(kept).encode())
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
+
+    def attempt(self, write: Callable[..., object], *arguments: object) -> None:
+        """Call what writes into the run's folder; where the file system refuses, that is a ``failure``."""
+        try:
+            write(*arguments)
+        except OSError as error:
+            self.failure = WorkError(f"{self._run} cannot be written to: {error}")
 
     def _lines(self) -> list[str]:
         if not self._path.exists():

@@ -1,6 +1,6 @@
 """What asks a run to stop. All ranks look before each step and agree; then they save and leave.
 
-RUN/STOP          a file of any content (``touch RUN/STOP``); the next start removes it
+RUN/STOP          a file of any content (``touch RUN/STOP``); who obeys it removes it
 SIGUSR1, SIGTERM, SIGINT   to any rank; a second SIGINT ends the rank at once
 train.max_hours   since the start of the command
 the launcher      the `deepspeed` command passes no signal on, and a killed launcher leaves its ranks behind
@@ -30,8 +30,6 @@ class StopRequests:
         self._deadline = time.monotonic() + 3600 * max_hours if max_hours is not None else None
         self._started_by = _launcher()
         self._signal: int | None = None
-        if main:
-            self._file.unlink(missing_ok=True)
 
     def __enter__(self) -> "StopRequests":
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -55,6 +53,7 @@ class StopRequests:
         if self._main and self._deadline is not None and time.monotonic() > self._deadline:
             return HOURS
         if self._main and self._file.exists():
+            self._file.unlink()
             return FILE
         return NONE
 

@@ -5,6 +5,7 @@ function of the source, so that a run that is resumed, or started from another, 
 are those being trained; their average is spread over the ranks and is not looked at here.
 """
 
+import heapq
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -69,20 +70,22 @@ def open_held_out_clips(config: ValidationConfig, data: DataConfig, buckets: Seq
 
 def draw_clips(dataset: Dataset, buckets: Sequence[Bucket], count: int) -> list[tuple[str, int]]:
     """Bucket and row of so many clips, or of all: those with the smallest hashes of their keys, in that order."""
-    drawn = sorted(
-        (xxhash.xxh3_64_intdigest(key.encode()), bucket.name, row)
+    hashed = (
+        (xxhash.xxh3_64_intdigest(key.as_py().encode()), bucket.name, row)
         for bucket in buckets
-        for row, key in enumerate(dataset.index(bucket)[KEY].to_pylist())
+        for row, key in enumerate(dataset.index(bucket)[KEY])
     )
-    return [(bucket, row) for _, bucket, row in drawn[:count]]
+    return [(bucket, row) for _, bucket, row in heapq.nsmallest(count, hashed)]
 
 
 class HeldOut:
-    """The held-out clips that are looked at, divided over the ranks."""
+    """The held-out clips that are looked at, divided over the ranks, and kept in memory: reading may fail on one."""
 
     def __init__(self, loader: Loader, order: FixedOrder, samples: int, levels: int, world: int):
         self.samples = samples
-        self._loader, self._order, self._world = loader, order, world
+        with closing(loader.batches(0, len(order))) as batches:
+            self._batches = list(batches)
+        self._world = world
         self._levels = [(place + 0.5) / levels for place in range(levels)]
 
     @classmethod
@@ -111,12 +114,11 @@ class HeldOut:
         """
         sums = torch.zeros(len(self._levels), dtype=torch.float64)
         model.eval()
-        with closing(self._loader.batches(0, len(self._order))) as batches:
-            for batch in batches:
-                counted = torch.from_numpy(batch.positions >= 0)
-                for place, level in enumerate(self._levels):
-                    losses = loss_of.held_out(model, batch, level).double().cpu()
-                    sums[place] += losses[counted].sum()
+        for batch in self._batches:
+            counted = torch.from_numpy(batch.positions >= 0)
+            for place, level in enumerate(self._levels):
+                losses = loss_of.held_out(model, batch, level).double().cpu()
+                sums[place] += losses[counted].sum()
         model.train()
         means = mean_over_ranks(sums.to(loss_of.device)) * self._world / self.samples
         by_level = {

@@ -132,7 +132,7 @@ MISTAKES = [
     (["objective.prediction=epsilon"], "flow: prediction epsilon has no use for these settings"),
     (["objective.flow.logit_mean=1"], "belongs to another run (objective.flow.logit_mean was 0.0, is 1"),
     (["validation.holdout=0.000001", "output=OTHER"], "validation.holdout is 1e-06"),
-    (["validation.holdout=0.3"], "belongs to another run (selection_hash was"),
+    (["validation.holdout=0.3"], "validation.holdout was 0.0, is 0.3"),
 ]
 
 ALL_MISTAKES = """

@@ -16,7 +16,15 @@ from stages.training.optimizer import OptimizerConfig, lr_share
 STEPS, STOP, BATCH, ACCUMULATION = 8, 4, 8, 2
 SKIPPED = {2: "loss", 5: "gradient"}  # step: what is not finite in it, on the last rank and in one micro-batch alone
 KINDS = (WEIGHTS, *OPTIMIZER_STATES)
-CASES = ("fp32-1", "fp32-2", "fp32-3", "bf16-2")  # precision and ZeRO stage
+CPU = {"device": "cpu"}
+CASES = {  # precision and ZeRO stage, and what the latter is set to
+    "fp32-1": {"stage": 1},
+    "fp32-2": {"stage": 2},
+    "fp32-3": {"stage": 3},
+    "bf16-2": {"stage": 2},
+    "fp32-2-offload": {"stage": 2, "offload_optimizer": CPU},
+    "fp32-3-offload": {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU},
+}
 RATES = {"0.weight": 1e-2, "2.weight": 3e-3, "2.bias": 3e-3}
 FROZEN = "0.bias"
 GROUP_LR = {"2.bias": 3e-3, "*.bias": 0.0, "2.*": 3e-3}
@@ -51,7 +59,7 @@ def micro_batches(step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def train(folder: Path, first: int, last: int, name: str, ranks: Ranks) -> None:
     """Steps first..last, from the state saved at ``first``; saves the state as NAME-KIND.safetensors."""
-    precision, stage = folder.name.split("-")
+    precision = folder.name.partition("-")[0]
     model = build_model()
     state = {}
     if first:
@@ -64,7 +72,7 @@ def train(folder: Path, first: int, last: int, name: str, ranks: Ranks) -> None:
         precision=precision,
         micro_batch=share,
         accumulation=ACCUMULATION,
-        deepspeed_settings={"zero_optimization": {"stage": int(stage)}},
+        deepspeed_settings={"zero_optimization": CASES[folder.name]},
     )
     for kind, tensors in state.items():
         engine.scatter(kind, tensors)
