@@ -1,9 +1,9 @@
 """How fast samples are read, with all checks, against a bare read of the same tars and against stock WebDataset.
 
-python -m benchmarks.loader            a minute on 2 cores; 0.5 GB in a temporary folder, and so in the page cache
+python -m benchmarks.loader            half a minute on 2 cores; 0.5 GB in a temporary folder, and so in the page cache
 
 Samples are as long as those of 256x256x56: latents [56, 4, 32, 32] and 20 tokens [20, 4096], both float16. One
-thread each; the arms take turns, and the best of nine turns counts. All arms read the very same tars, all of their
+thread each; the arms take turns, and the best of 27 turns counts. All arms read the very same tars, all of their
 bytes; the bare read goes from front to back into one buffer that fits a whole tar and is used for all of them. The
 loader reads in its shuffled order, and hands each batch over from its thread.
 """
@@ -30,7 +30,7 @@ PACKAGES = ("numpy", "pyarrow", "webdataset", "xxhash")
 BUCKET, TEXT_COLUMN = Bucket(256, 256, 56), "text.t5"
 SHARDS, SAMPLES_PER_SHARD, BATCH = 6, 128, 8
 BLOCK_BYTES = 1 << 20
-TURNS = 9
+TURNS = 27
 
 
 def loader() -> list[Row]:
