@@ -146,11 +146,10 @@ class Engine:
         optimizer: OptimizerConfig,
         *,
         precision: str,
-        micro_batch: int,
         accumulation: int,
         deepspeed_settings: Mapping[str, Any],
     ):
-        config = _deepspeed_config(optimizer, precision, micro_batch, accumulation, deepspeed_settings)
+        config = _deepspeed_config(optimizer, precision, accumulation, deepspeed_settings)
         groups = parameter_groups(model, optimizer)
         parameters = [parameter for group in groups for parameter in group["params"]]
         frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -293,10 +292,10 @@ def state_bytes(settings: Mapping[str, Any], precision: str, world: int) -> floa
 
 
 def _deepspeed_config(
-    optimizer: OptimizerConfig, precision: str, micro_batch: int, accumulation: int, settings: Mapping[str, Any]
+    optimizer: OptimizerConfig, precision: str, accumulation: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {
-        "train_micro_batch_size_per_gpu": micro_batch,
+        "train_micro_batch_size_per_gpu": 1,  # it differs by bucket, and DeepSpeed only counts with it
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": optimizer.clip_norm,
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},

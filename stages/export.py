@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.diffusers_folder import DIFFUSERS_VERSION, LATTE, latte_settings, write_latte
+from models.diffusion import FIRST_BETA, LAST_BETA
 from models.flow import RectifiedFlow
 from models.loading import load_transformer
 from models.source import CONFIG_NAME, TOKENIZER_FILES, Part, resolve_model, weight_files
@@ -93,8 +94,8 @@ def scheduler_settings(info: CheckpointInfo, shape: tuple[int, int, int, int]) -
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": DIFFUSERS_VERSION,
-        "beta_start": 1e-4,
-        "beta_end": 0.02,
+        "beta_start": FIRST_BETA,
+        "beta_end": LAST_BETA,
         "beta_schedule": "linear",
         "clip_sample": False,
     }

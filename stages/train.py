@@ -54,6 +54,8 @@ def _train(
 ) -> dict[str, Any]:
     source = open_source(config, ranks.rank, ranks.world)
     held_out = open_held_out(config, source, ranks.rank, ranks.world)
+    if held_out:
+        held_out.read()
     prompts = open_prompts(config, source, ranks.rank, ranks.world)
     model = build_model(config, source)
     info = _info(config, model, source)
@@ -115,7 +117,6 @@ def _engine(config: TrainConfig, model: Transformer, ranks: Ranks) -> Engine:
         model,
         config.optimizer,
         precision=settings.precision,
-        micro_batch=1,  # it differs by bucket, and DeepSpeed only counts with it
         accumulation=settings.gradient_accumulation,
         deepspeed_settings=config.deepspeed,
     )

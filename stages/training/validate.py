@@ -15,7 +15,7 @@ import xxhash
 
 from shards.dataset import Dataset
 from shards.errors import DatasetError
-from shards.loader import DataConfig, Loader
+from shards.loader import Batch, DataConfig, Loader
 from shards.order import FixedOrder
 from shards.schema import KEY, SPLIT, Bucket
 from stages.engine import mean_over_ranks
@@ -79,13 +79,12 @@ def draw_clips(dataset: Dataset, buckets: Sequence[Bucket], count: int) -> list[
 
 
 class HeldOut:
-    """The held-out clips that are looked at, divided over the ranks, and kept in memory: reading may fail on one."""
+    """The held-out clips that are looked at, divided over the ranks."""
 
     def __init__(self, loader: Loader, order: FixedOrder, samples: int, levels: int, world: int):
         self.samples = samples
-        with closing(loader.batches(0, len(order))) as batches:
-            self._batches = list(batches)
-        self._world = world
+        self._loader, self._order, self._world = loader, order, world
+        self._batches: list[Batch] = []
         self._levels = [(place + 0.5) / levels for place in range(levels)]
 
     @classmethod
@@ -106,9 +105,14 @@ class HeldOut:
         whole = replace(data, strides=(1,), subclip_frames=())
         return cls(Loader(dataset, whole, order, rank, world), order, len(drawn), config.levels, world)
 
+    def read(self) -> None:
+        """Read the clips once, to be kept in memory: what cannot be read is told before the first step."""
+        with closing(self._loader.batches(0, len(self._order))) as batches:
+            self._batches = list(batches)
+
     @torch.no_grad()
     def losses(self, model: torch.nn.Module, loss_of: LatentLoss) -> dict[str, float]:
-        """``validation_loss``, the mean over clips and levels, and each level's; every rank must call.
+        """``validation_loss``, the mean over the clips as read and levels, and each level's; every rank must call.
 
         All ranks make the same calls of the model, as ZeRO-3 needs: what fills up a batch is not counted.
         """

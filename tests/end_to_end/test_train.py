@@ -202,6 +202,7 @@ def test_held_out_clips_have_the_loss_and_the_samples_of_the_checkpoints_weights
     config = ValidationConfig(holdout=0.2, samples=5, levels=2)
     held_out = HeldOut.open(config, DataConfig(str(road.shards)), {"64x64x8": 2}, 0, 1)
     assert held_out is not None and held_out.samples == 5
+    held_out.read()
     expected = held_out.losses(model, loss_of)
     assert {name: told[1][name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert list(expected)[1:] == ["validation_loss/level_0.25", "validation_loss/level_0.75"]

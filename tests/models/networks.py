@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from diffusers import LatteTransformer3DModel, PixArtTransformer2DModel
+from diffusers import DDIMScheduler, LatteTransformer3DModel, PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from models.transformer import Transformer, TransformerConfig
@@ -43,6 +43,26 @@ def random_transformer(config: TransformerConfig = SMALL, seed: int = 0) -> Tran
     model = Transformer(config)
     randomise(model, seed)
     return model
+
+
+def silence_temporal_attention(model: Transformer, *, but: int) -> None:
+    """In all temporal blocks but one."""
+    with torch.no_grad():
+        for index, block in enumerate(model.temporal_transformer_blocks):
+            if index != but:
+                for parameter in block.attn1.to_out.parameters():
+                    parameter.zero_()
+
+
+def ddim(prediction: str, steps: int) -> DDIMScheduler:
+    """Our objectives of 1000 steps in the words of diffusers."""
+    v = prediction == "v"
+    scheduler = DDIMScheduler(
+        beta_start=1e-4, beta_end=0.02, clip_sample=False, prediction_type="v_prediction" if v else "epsilon",
+        rescale_betas_zero_snr=v, timestep_spacing="trailing",
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    return scheduler
 
 
 def diffusers_arguments(config: TransformerConfig) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from models.diffusion import Diffusion, DiffusionConfig
+from tests.models.networks import ddim
 
 SHAPE = (4, 3, 2, 5, 6)
 TOKENS = 128
@@ -25,17 +25,6 @@ def _draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
 
 def _objective(prediction: str, min_snr_gamma: float | None = None) -> Diffusion:
     return Diffusion(prediction, DiffusionConfig(min_snr_gamma))
-
-
-def _scheduler(prediction: str, steps: int) -> DDIMScheduler:
-    """The papers' settings in the words of diffusers."""
-    v = prediction == "v"
-    scheduler = DDIMScheduler(
-        beta_start=1e-4, beta_end=0.02, clip_sample=False, prediction_type="v_prediction" if v else "epsilon",
-        rescale_betas_zero_snr=v, timestep_spacing="trailing",
-    )  # fmt: skip
-    scheduler.set_timesteps(steps)
-    return scheduler
 
 
 def _bound_in_bits(mean_output: Tensor, position: Tensor, x0: Tensor, noise: Tensor, t: int) -> Tensor:
@@ -107,14 +96,14 @@ def test_the_bound_trains_the_range_alone() -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_noised_latents_are_diffusers(prediction: str) -> None:
     data, noise, timesteps = _draw(1), _draw(2), torch.tensor([0, 1, 499, 999])
-    expected = _scheduler(prediction, 10).add_noise(data, noise, timesteps)
+    expected = ddim(prediction, 10).add_noise(data, noise, timesteps)
     found = _objective(prediction).noised(data, noise, (timesteps + 1) / 1000)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
 def test_v_is_diffusers_and_its_loss_the_squared_error() -> None:
     data, noise, output, timesteps = _draw(1), _draw(2), _draw(3), torch.tensor([0, 1, 499, 999])
-    target = _scheduler("v", 10).get_velocity(data, noise, timesteps)
+    target = ddim("v", 10).get_velocity(data, noise, timesteps)
     found = _objective("v").loss(output, data, noise, (timesteps + 1) / 1000)
     torch.testing.assert_close(found, (output - target).square().mean((1, 3, 4)), rtol=1e-4, atol=0)
 
@@ -160,7 +149,7 @@ def test_every_level_is_told_from_its_neighbours(dtype: torch.dtype) -> None:
 
 def _data_error(prediction: str, output: Tensor, data: Tensor, noise: Tensor, t: int) -> tuple[Tensor, float]:
     """The squared error of the data that an output stands for, by frame, and the signal-to-noise ratio at t."""
-    bars = _scheduler(prediction, 10).alphas_cumprod.double()
+    bars = ddim(prediction, 10).alphas_cumprod.double()
     bar = float(bars[t - 1])
     x_t = bar**0.5 * data.double() + (1 - bar) ** 0.5 * noise.double()
     if prediction == "epsilon":
@@ -195,7 +184,7 @@ def test_a_gamma_that_is_no_cap() -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize("steps", [1, 10, 50])
 def test_sampling_is_diffusers_ddim(prediction: str, steps: int) -> None:
-    scheduler, objective = _scheduler(prediction, steps), _objective(prediction)
+    scheduler, objective = ddim(prediction, steps), _objective(prediction)
     levels = objective.schedule(steps, TOKENS)
     assert levels[0] == 1 and levels[-1] == 0
     assert objective.timestep(levels[:-1]).tolist() == scheduler.timesteps.tolist()

@@ -13,7 +13,14 @@ from torch.nn import functional
 
 from models.layers import Attention, TemporalBlock, sincos
 from models.transformer import Transformer
-from tests.models.networks import SMALL, assert_close, inputs, random_transformer, randomise
+from tests.models.networks import (
+    SMALL,
+    assert_close,
+    inputs,
+    random_transformer,
+    randomise,
+    silence_temporal_attention,
+)
 
 WIDTH, HEADS = SMALL.width, SMALL.num_heads
 EVERYTHING = replace(
@@ -172,10 +179,7 @@ def test_rotary_positions_are_seconds_and_reach_every_block(attention: str) -> N
     arguments = inputs(shape=(4, 4, 4))
     for block in range(config.num_layers):
         model = random_transformer(config)
-        for index, temporal in enumerate(model.temporal_transformer_blocks):
-            if index != block:
-                for parameter in temporal.attn1.to_out.parameters():
-                    parameter.zero_()
+        silence_temporal_attention(model, but=block)
         near, far = (model(*arguments, frame_interval_s=interval) for interval in (0.125, 0.5))
         assert (near - far).abs().max() > 1e-3
     model, quick = random_transformer(config), random_transformer(replace(config, temporal_pos_per_s=32.0))

@@ -17,6 +17,7 @@ from tests.models.networks import (
     latte,
     random_transformer,
     randomise,
+    silence_temporal_attention,
 )
 
 SIZES = [SMALL, replace(SMALL, sample_size=64), replace(SMALL, sample_size=128, position_scale=2.0)]
@@ -129,10 +130,7 @@ def test_branch_positions_reach_every_temporal_attention_and_nothing_else() -> N
     arguments = inputs(shape=(4, 4, 4))
     for block in range(config.num_layers):
         model = random_transformer(config)
-        for index, temporal in enumerate(model.temporal_transformer_blocks):
-            if index != block:
-                for parameter in temporal.attn1.to_out.parameters():
-                    parameter.zero_()
+        silence_temporal_attention(model, but=block)
         near, far = (model(*arguments, frame_interval_s=interval) for interval in (0.125, 0.5))
         assert (near - far).abs().max() > 1e-3
         for parameter in model.temporal_transformer_blocks[block].attn1.to_out.parameters():

@@ -70,7 +70,6 @@ def train(folder: Path, first: int, last: int, name: str, ranks: Ranks) -> None:
         model,
         OPTIMIZER,
         precision=precision,
-        micro_batch=share,
         accumulation=ACCUMULATION,
         deepspeed_settings={"zero_optimization": CASES[folder.name]},
     )

@@ -11,6 +11,7 @@ from models.objective import ObjectiveConfig
 from models.transformer import TransformerConfig
 from models.weights import CheckpointInfo
 from stages.denoise import denoise
+from tests.models.networks import ddim
 
 STEPS, GUIDANCE, SHAPE = 10, 3.0, (4, 2, 4, 4)
 SHIFT = 4.0
@@ -46,13 +47,7 @@ def _scheduler(prediction: str) -> DDIMScheduler | FlowMatchEulerDiscreteSchedul
         flow = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
         flow.set_timesteps(sigmas=np.linspace(1, 1 / STEPS, STEPS).tolist())
         return flow
-    v = prediction == "v"
-    ddim = DDIMScheduler(
-        beta_start=1e-4, beta_end=0.02, clip_sample=False, prediction_type="v_prediction" if v else "epsilon",
-        rescale_betas_zero_snr=v, timestep_spacing="trailing",
-    )  # fmt: skip
-    ddim.set_timesteps(STEPS)
-    return ddim
+    return ddim(prediction, STEPS)
 
 
 @pytest.mark.parametrize("frames_given", [None, ([True, False], [False, False])])

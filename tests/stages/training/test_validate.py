@@ -129,6 +129,7 @@ def test_the_losses_are_those_of_a_plain_loop(
             calls.append([])
             sizes = dict.fromkeys(BUCKETS, micro_batch * world)
             held_out = HeldOut.open(config, DataConfig(shards, filter=filter), sizes, rank, world)
+            held_out.read()
             found.append(held_out.losses(model, _loss_of()))
             assert list(found[-1]) == list(expected)
         assert torch.equal(torch.get_rng_state(), random_state) and model.training
