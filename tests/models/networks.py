@@ -48,9 +48,9 @@ def random_transformer(config: TransformerConfig = SMALL, seed: int = 0) -> Tran
 def silence_temporal_attention(model: Transformer, *, but: int) -> None:
     """In all temporal blocks but one."""
     with torch.no_grad():
-        for index, block in enumerate(model.temporal_transformer_blocks):
-            if index != but:
-                for parameter in block.attn1.to_out.parameters():
+        for name, parameter in model.named_parameters():
+            if ".attn1.to_out." in name and name.startswith("temporal_transformer_blocks."):
+                if not name.startswith(f"temporal_transformer_blocks.{but}."):
                     parameter.zero_()
 
 
