@@ -172,7 +172,7 @@ class Attention(nn.Module):
         least one a row; None: all. rotation: rotary positions of queries and keys alike, see `rotated`.
         """
         query = self.norm_q(self._heads(self.to_q(queries)))
-        key, value = self.keys_values(keys) if isinstance(keys, Tensor) else keys
+        key, value = self.keys_values(keys)
         if rotation is not None:
             query, key = rotated(query, rotation), rotated(key, rotation)
         side_by_side = [x.flatten(2, 3).transpose(1, 2) for x in (query, key, value)]  # [B, G*H, K, D/H], views
@@ -180,9 +180,11 @@ class Attention(nn.Module):
         merged = attended.transpose(1, 2).reshape(queries.shape)
         return self.to_out[0](merged)
 
-    def keys_values(self, x: Tensor) -> KeysValues:
-        """What `forward` makes of its keys: a caller with the same keys many times may make them once."""
-        return self.norm_k(self._heads(self.to_k(x))), self._heads(self.to_v(x))
+    def keys_values(self, keys: Tensor | KeysValues) -> KeysValues:
+        """What `forward` makes of its keys, if it is not made yet: a caller with the same keys many times may."""
+        if not isinstance(keys, Tensor):
+            return keys
+        return self.norm_k(self._heads(self.to_k(keys))), self._heads(self.to_v(keys))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, K, G, D] -> [B, K, G, H, D/H], a view."""
