@@ -162,6 +162,7 @@ class FixedOrder:
                 positions[: len(own)] = np.arange(position, position + len(own))
                 self._batches.append(GlobalBatch(name, np.resize(own, size), positions))
                 position += len(own)
+        self.samples = position
 
     def __len__(self) -> int:
         return len(self._batches)
