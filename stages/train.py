@@ -157,7 +157,7 @@ def describe(config: TrainConfig, world: int) -> str:
     parameter_groups(model, config.optimizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
-    passes = source.order.samples_before(config.train.steps) / epoch
+    passes = sum(source.order.samples_before(config.train.steps).values()) / epoch
     state_gb = parameters * state_bytes(config.deepspeed, config.train.precision, world) / 1e9
     return (
         f"{parameters / 1e6:.2f} M parameters that predict {config.objective.prediction}; {epoch} samples, "

@@ -14,6 +14,7 @@ from stages.errors import ConfigError, DecodeError
 from stages.evaluation.config import EvaluateConfig
 from stages.evaluation.inputs import read_manifest, read_samples, read_settings, read_training
 from stages.evaluation.report import Clip, Page, write_report
+from stages.evaluation.training_samples import read_training_samples
 from stages.output import output_folder, save_settings, save_summary, write_text
 from stages.page import percent
 from stages.shapes.check import Score, Share, SplitScore, check_file, score
@@ -40,7 +41,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     result = score(verdicts) if verdicts else None
     folders = {"encode": config.shards, "train": config.run, "sample": config.samples}
     settings = [(name, text) for name, folder in folders.items() if (text := read_settings(folder)) is not None]
-    write_report(output / REPORT, Page(clips, result, training, manifest, settings, str(found.get("checkpoint", ""))))
+    while_training = read_training_samples(config.run, config.pretrained_model_path, manifest.latent_rgb)
+    checkpoint = str(found.get("checkpoint", ""))
+    write_report(output / REPORT, Page(clips, result, training, manifest, settings, checkpoint, while_training))
 
     adherence = None if result is None else adherence_numbers(result)
     metrics = {"adherence": adherence, "samples": [_verdict(clip) for clip in clips]}

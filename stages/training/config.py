@@ -11,9 +11,9 @@ from shards.loader import DataConfig
 from stages.engine import check_settings
 from stages.errors import ConfigError, at_least
 from stages.training.given_frames import ConditioningConfig
+from stages.training.held_out import ValidationConfig
 from stages.training.optimizer import OptimizerConfig
 from stages.training.start import model_settings, objective_settings
-from stages.training.validate import ValidationConfig
 
 
 @dataclass(frozen=True)

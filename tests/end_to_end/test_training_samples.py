@@ -19,8 +19,8 @@ from pipelines.sample import main
 from shards.dataset import Dataset
 from shards.loader import DataConfig
 from stages.sampling.sampled_latents import SampledLatents
+from stages.training.held_out import ValidationConfig
 from stages.training.prompts import Prompts
-from stages.training.validate import ValidationConfig
 from tests.end_to_end.conftest import Road, deepspeed, run, train_settings
 from tests.end_to_end.test_sample import frames
 
