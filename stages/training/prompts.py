@@ -1,6 +1,6 @@
 """Samples while training, of captions whose embeddings are in the shards: no encoder or decoder is loaded.
 
-What is left are latents, for `stages.sample` to decode, and what the dataset's map from latents to colours shows of
+What is left are latents, for `stages.sampling` to decode, and what the dataset's map from latents to colours shows of
 them. The weights are those being trained. Nothing here draws from torch's own generator, so that a run that samples
 trains as one that does not.
 """
@@ -16,11 +16,12 @@ from models.weights import CheckpointInfo
 from shards.dataset import Dataset
 from shards.latent_rgb import to_rgb
 from shards.loader import DataConfig
+from shards.node_tables import Share, own_table
 from shards.schema import CAPTION, LATENTS, MEAN, TEXT, Bucket, index_field
 from stages.contact_sheet import contact_sheet
-from stages.denoise import denoise
 from stages.engine import stacked_on_main
-from stages.sampled_latents import SampledLatents
+from stages.sampling.denoise import denoise
+from stages.sampling.sampled_latents import SampledLatents
 from stages.training.validate import ValidationConfig, draw_clips, open_held_out_clips
 
 PICTURE_PX = 256  # about the longer side of a frame that is shown
@@ -40,7 +41,13 @@ class Prompts:
 
     @classmethod
     def open(
-        cls, config: ValidationConfig, data: DataConfig, buckets: list[str], rank: int, world: int
+        cls,
+        config: ValidationConfig,
+        data: DataConfig,
+        buckets: list[str],
+        rank: int,
+        world: int,
+        share: Share = own_table,
     ) -> "Prompts | None":
         """Choose the clips, of the largest bucket that has any; None where nothing is sampled.
 
@@ -51,9 +58,9 @@ class Prompts:
             return None
         columns = list(data.text_columns())
         if config.holdout:
-            dataset = open_held_out_clips(config, data, buckets)
+            dataset = open_held_out_clips(config, data, buckets, share)
         else:
-            dataset = Dataset.open(data.shards, buckets=buckets, text=columns, filter=data.filter)
+            dataset = Dataset.open(data.shards, buckets=buckets, text=columns, filter=data.filter, share=share)
         filled = [bucket for bucket in dataset.buckets if dataset.index(bucket).num_rows]
         largest = max(filled, key=lambda bucket: bucket.height * bucket.width * bucket.frames)
         rows = [row for _, row in draw_clips(dataset, [largest], config.sample_prompts)]
