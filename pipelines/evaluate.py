@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from pipelines.command import Parser, run
 from pipelines.config import load_config
-from stages.evaluate import EvaluateConfig, describe, evaluate, result_lines
+from stages.evaluation.config import EvaluateConfig
+from stages.evaluation.evaluate import describe, evaluate, result_lines
 from stages.output import settings_text
 
 

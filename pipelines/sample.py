@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pipelines.command import Parser, run
 from pipelines.config import load_config
 from stages.output import settings_text
-from stages.sample import SampleConfig, describe, sample
+from stages.sampling.config import SampleConfig
+from stages.sampling.sample import describe, sample
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,8 @@ from models.weights import CheckpointInfo, find_checkpoint, read_info
 from shards import storage
 from stages.errors import ConfigError
 from stages.output import save_settings, save_summary
-from stages.sample import SampleConfig, check_models, latent_shape
+from stages.sampling.checkpoint import check_models, latent_shape
+from stages.sampling.config import SampleConfig
 
 PIPELINE = "LattePipeline"
 SUMMARY = "summary.json"

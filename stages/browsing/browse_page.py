@@ -13,10 +13,10 @@ from stages.browsing.compare import Compared
 from stages.browsing.rejects import Reason
 from stages.browsing.survey import Survey
 from stages.chart import Histogram, histogram
+from stages.evaluation.report import dataset_numbers
 from stages.output import write_text
 from stages.page import render_page
 from stages.quality import FAR_MEAN, FAR_STD, LEAST_SNR_DB, Channel, Expected, least_and_median
-from stages.report import dataset_numbers
 
 LOW_PSNR_DB = 20.0
 """A clip below this does not show what its source shows."""

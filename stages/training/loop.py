@@ -18,7 +18,7 @@ from models.weights import CheckpointInfo
 from shards.loader import Batch
 from stages.engine import Engine, Ranks, largest_over_ranks
 from stages.errors import WorkError
-from stages.sampled_latents import SampledLatents
+from stages.sampling.sampled_latents import SampledLatents
 from stages.training.checkpoint import Checkpoints, Progress
 from stages.training.config import TrainConfig
 from stages.training.loss import LatentLoss

@@ -1,6 +1,6 @@
 """Samples while training, of captions whose embeddings are in the shards: no encoder or decoder is loaded.
 
-What is left are latents, for `stages.sample` to decode, and what the dataset's map from latents to colours shows of
+What is left are latents, for `stages.sampling` to decode, and what the dataset's map from latents to colours shows of
 them. The weights are those being trained. Nothing here draws from torch's own generator, so that a run that samples
 trains as one that does not.
 """
@@ -18,9 +18,9 @@ from shards.latent_rgb import to_rgb
 from shards.loader import DataConfig
 from shards.schema import CAPTION, LATENTS, MEAN, TEXT, Bucket, index_field
 from stages.contact_sheet import contact_sheet
-from stages.denoise import denoise
 from stages.engine import stacked_on_main
-from stages.sampled_latents import SampledLatents
+from stages.sampling.denoise import denoise
+from stages.sampling.sampled_latents import SampledLatents
 from stages.training.validate import ValidationConfig, draw_clips, open_held_out_clips
 
 PICTURE_PX = 256  # about the longer side of a frame that is shown

@@ -11,7 +11,7 @@ from models.latents import LatentStats
 from models.weights import read_info, read_null_text
 from shards.dataset import Dataset
 from shards.schema import LATENTS, MEAN, TEXT, text_column
-from stages.denoise import denoise
+from stages.sampling.denoise import denoise
 from tests.end_to_end.conftest import run
 
 BUCKET, COLUMN = "64x64x8", text_column("t5")

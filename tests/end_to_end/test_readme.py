@@ -12,8 +12,8 @@ import pytest
 from models.weights import find_checkpoint, read_info, read_null_text, read_weights, save_checkpoint
 from pipelines.config import load_config
 from stages.encode_config import EncodeConfig
-from stages.evaluate import EvaluateConfig
-from stages.sample import SampleConfig
+from stages.evaluation.config import EvaluateConfig
+from stages.sampling.config import SampleConfig
 from stages.training.config import TrainConfig, transformer_config
 from tests.end_to_end.conftest import ROOT, Road, deepspeed, run
 

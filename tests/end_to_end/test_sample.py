@@ -16,7 +16,7 @@ from models.transformer import Transformer
 from models.weights import CheckpointInfo
 from pipelines.command import run as run_command
 from pipelines.sample import main
-from stages.denoise import denoise
+from stages.sampling.denoise import denoise
 from tests.end_to_end.conftest import Road, command, run
 
 

@@ -18,7 +18,7 @@ from pipelines.command import run as run_command
 from pipelines.sample import main
 from shards.dataset import Dataset
 from shards.loader import DataConfig
-from stages.sampled_latents import SampledLatents
+from stages.sampling.sampled_latents import SampledLatents
 from stages.training.prompts import Prompts
 from stages.training.validate import ValidationConfig
 from tests.end_to_end.conftest import Road, deepspeed, run, train_settings

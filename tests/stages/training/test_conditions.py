@@ -14,7 +14,7 @@ from models.transformer import Transformer
 from models.weights import CheckpointInfo
 from shards.loader import Batch
 from shards.schema import Bucket
-from stages.denoise import denoise
+from stages.sampling.denoise import denoise
 from stages.training.loss import LatentLoss
 
 BUCKET, SHAPE = Bucket(48, 80, 3), (4, 3, 6, 10)  # and its latents, of a VAE that makes 8 x 8 pixels one

@@ -16,7 +16,7 @@ from models.transformer import Transformer
 from models.weights import CheckpointInfo
 from shards.loader import Batch
 from shards.schema import Bucket
-from stages.sample import denoise
+from stages.sampling.denoise import denoise
 from stages.training.given_frames import TEXT_ALONE, ConditioningConfig
 from stages.training.loss import LatentLoss, draw_given
 

@@ -16,9 +16,9 @@ from shards.dataset import Dataset, compact, create_dataset, ensure_fingerprint
 from shards.loader import DataConfig
 from shards.schema import LATENTS, MEAN, TEXT, Bucket, Sample, make_key, text_column
 from shards.writer import write_shard
-from stages.denoise import denoise
 from stages.errors import ConfigError
-from stages.sampled_latents import SampledLatents
+from stages.sampling.denoise import denoise
+from stages.sampling.sampled_latents import SampledLatents
 from stages.training.prompts import Prompts
 from stages.training.validate import ValidationConfig
 from tests.stages.training.mixed_dataset import COUNTS, VAE, mixed_dataset

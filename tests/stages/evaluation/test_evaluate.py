@@ -13,12 +13,13 @@ import pytest
 from pipelines.evaluate import main
 from shards.errors import DatasetError
 from stages.errors import ConfigError
-from stages.evaluate import EvaluateConfig, evaluate, result_lines
-from stages.report import Clip
+from stages.evaluation.config import EvaluateConfig
+from stages.evaluation.evaluate import evaluate, result_lines
+from stages.evaluation.report import Clip
 from stages.shapes.check import Observed, Share
 from stages.shapes.render import Combination, caption, combinations, held_out, seen
 from stages.video import write_mp4
-from tests.stages.finished_run import finished_run, metrics_line, write_samples
+from tests.stages.evaluation.finished_run import finished_run, metrics_line, write_samples
 
 SOME = [*held_out()[:2], *seen()[:2]]
 

@@ -9,7 +9,7 @@ import numpy as np
 from shards.dataset import compact, create_dataset, ensure_fingerprint
 from shards.schema import LATENTS, MEAN, TEXT, Bucket, Reject, Sample, make_key, text_column
 from shards.writer import write_shard
-from stages.evaluate import EvaluateConfig
+from stages.evaluation.config import EvaluateConfig
 from stages.shapes.render import Combination, ShapesConfig, caption, render_frames
 from stages.video import write_mp4
 

@@ -10,7 +10,7 @@ from models.flow import FlowConfig
 from models.objective import ObjectiveConfig
 from models.transformer import TransformerConfig
 from models.weights import CheckpointInfo
-from stages.denoise import denoise
+from stages.sampling.denoise import denoise
 from tests.models.networks import ddim
 
 STEPS, GUIDANCE, SHAPE = 10, 3.0, (4, 2, 4, 4)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.evaluate import evaluate
+from stages.evaluation.evaluate import evaluate
 from stages.shapes.render import held_out, seen
 from tests.browser import Page, chromium
-from tests.stages.finished_run import finished_run
+from tests.stages.evaluation.finished_run import finished_run
 
 pytestmark = pytest.mark.browser
 

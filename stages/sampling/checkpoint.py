@@ -1,0 +1,51 @@
+"""The weights that are sampled, and what must go with them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.text import text_encoder_identity
+from models.vae import vae_identity
+from models.weights import CheckpointInfo, find_checkpoint
+from shards.schema import Bucket
+from stages.errors import ConfigError
+from stages.sampling.config import SampleConfig
+
+
+def choose_checkpoint(path: str) -> Path:
+    """The checkpoint at ``path``, a run's newest, or the newest of all runs in ``outputs``."""
+    if path:
+        return find_checkpoint(path)
+    everywhere = sorted(Path("outputs").glob("**/checkpoints/step-*"), key=lambda folder: folder.stat().st_mtime)
+    if not everywhere:
+        raise ConfigError("no checkpoint under outputs: train first, or give ckpt= a run or checkpoint folder")
+    return everywhere[-1]
+
+
+def latent_shape(config: SampleConfig, info: CheckpointInfo) -> tuple[int, int, int, int]:
+    """[C, T, h, w] of the latents of the asked or trained size. Raises ConfigError for sizes that cannot be."""
+    trained = max(map(Bucket.parse, info.buckets), key=lambda bucket: bucket.height * bucket.width * bucket.frames)
+    height, width = config.height or trained.height, config.width or trained.width
+    frames = config.frames or trained.frames
+    vae, patch = info.vae, info.transformer.patch_size
+    multiple = vae["spatial_factor"] * patch
+    if height % multiple or width % multiple:
+        raise ConfigError(f"found height x width {height}x{width}, expected multiples of {multiple} (VAE x patch)")
+    if (frames - 1) % vae["temporal_factor"]:
+        raise ConfigError(f"frames: found {frames}, expected 1 + a multiple of {vae['temporal_factor']} (the VAE's)")
+    latent_frames = (frames - 1) // vae["temporal_factor"] + 1
+    return (vae["latent_channels"], latent_frames, height // vae["spatial_factor"], width // vae["spatial_factor"])
+
+
+def check_models(path: str, info: CheckpointInfo) -> None:
+    """Raises ConfigError unless the VAE and text encoder are those that made the training data."""
+    text_encoder = text_encoder_identity(path, info.text_encoder["max_tokens"])
+    require_same("VAE", path, vae_identity(path), info.vae, "the checkpoint")
+    require_same("text encoder", path, text_encoder, info.text_encoder, "the checkpoint")
+
+
+def require_same(what: str, path: str, found: Mapping[str, Any], made: Mapping[str, Any], by: str) -> None:
+    """Raises ConfigError where the model at ``path`` is not the one that ``by`` was made with."""
+    differing = [f"{key} {value!r}, not {made.get(key)!r}" for key, value in found.items() if value != made.get(key)]
+    if differing:
+        raise ConfigError(f"pretrained_model_path={path} has another {what} than {by}: {'; '.join(differing)}")
