@@ -111,6 +111,11 @@ def stacked_on_main(tensor: torch.Tensor) -> torch.Tensor | None:
     return torch.stack(tensors) if tensors else None
 
 
+def sequence_group(ranks_a_video: int) -> dist.ProcessGroup | None:
+    """The neighbouring ranks, so many with this one, that share a video; None where each rank has its own."""
+    return dist.new_subgroups(ranks_a_video)[0] if ranks_a_video > 1 else None
+
+
 def from_main(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     values = [value]

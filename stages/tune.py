@@ -28,9 +28,8 @@ class Speed:
 def tune(config: EncodeConfig) -> str:
     """The speeds as a table, and which is the best."""
     speeds = list(measure(config))
-    lines = [
-        f"{'batch_frames':>12}  {'frames/s':>8}  {'peak GB':>7}   {config.vae.compute} on this machine's {device().type}"
-    ]
+    how = f"{config.vae.compute} on this machine's {device().type}"
+    lines = [f"{'batch_frames':>12}  {'frames/s':>8}  {'peak GB':>7}   {how}"]
     for speed in speeds:
         peak = "" if speed.peak_gb is None else f"{speed.peak_gb:.1f}"
         lines.append(f"{speed.batch_frames:>12}  {speed.frames_per_s:>8.1f}  {peak:>7}")
@@ -39,7 +38,10 @@ def tune(config: EncodeConfig) -> str:
 
 
 def measure(config: EncodeConfig) -> Iterator[Speed]:
-    """The encoder's speed, computing as the settings say, at the largest frames that are asked for, batch by batch until memory is full."""
+    """The encoder's speed at the largest frames that are asked for, batch by batch until memory is full.
+
+    Precision, layout and compilation are those of the settings.
+    """
     torch.set_num_threads(config.runtime.threads)
     height, width = max(bucket_sizes(config.clip), key=np.prod)
     frames = np.random.default_rng(0).integers(0, 256, (BATCHES[-1], height, width, 3), np.uint8)

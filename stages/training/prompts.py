@@ -103,7 +103,7 @@ class Prompts:
             )
             of_all_ranks = stacked_on_main(latents[0])
             if of_all_ranks is not None:
-                rounds.append(of_all_ranks)
+                rounds.append(of_all_ranks[:: len(of_all_ranks) // self.world])  # one of those that share a video
         model.train()
         if not rounds:
             return None
