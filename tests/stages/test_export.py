@@ -26,7 +26,6 @@ from tests.models.networks import assert_close, inputs, random_transformer
 
 CONFIG = TransformerConfig(num_layers=2, num_heads=2, head_dim=12, text_dim=64, sample_size=8)
 PROMPT = "a red ball moves left"
-diffusers_gives_numpy_a_tensor = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def _run(folder: Path, seeds: dict[str, int] | None = None, **changes: Any) -> Path:
@@ -76,7 +75,6 @@ def _latents(pipeline: LattePipeline, noise: torch.Tensor, steps: int) -> torch.
     ).frames  # fmt: skip
 
 
-@diffusers_gives_numpy_a_tensor
 @torch.no_grad()
 def test_lattes_pipeline_samples_a_velocity_by_eulers_steps(tmp_path: Path) -> None:
     source = _run(tmp_path / "run")
@@ -114,7 +112,6 @@ def test_lattes_pipeline_samples_epsilon_by_ddim(tmp_path: Path) -> None:
     assert_close(found, x, share=2e-3)
 
 
-@diffusers_gives_numpy_a_tensor
 def test_lattes_pipeline_makes_pictures_under_guidance(tmp_path: Path) -> None:
     source = _run(tmp_path / "run")
     assert run(main, ["--checkpoint", str(source), "--output", str(tmp_path / "out"),
