@@ -63,22 +63,16 @@ def denoise(
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
     given, made = _given(requests, x)
-    text, mask = _padded_texts(requests, device)  # of the conditional branch, then of the null branch
-    size = (shape[2] * info.vae["spatial_factor"], shape[3] * info.vae["spatial_factor"])
     sampler = make_sampler(config.sampler, info.objective, config.steps, model.config.tokens(*shape[1:]))
-    for index, timestep in enumerate(sampler.timesteps.tolist()):
+    branches = [2 if _guides(config, timestep) else 1 for timestep in sampler.timesteps.tolist()]
+    texts, mask = _padded_texts(requests, device)  # of the conditional branch, then of the null branch
+    text = {count: model.read_text(*(each[: count * len(x)] for each in (texts, mask))) for count in set(branches)}
+    size = (shape[2] * info.vae["spatial_factor"], shape[3] * info.vae["spatial_factor"])
+    for index, (timestep, count) in enumerate(zip(sampler.timesteps.tolist(), branches, strict=True)):
         x = torch.where(_over(made), x, given)
-        branches = 2 if _guides(config, timestep) else 1
-        rows = branches * len(requests)
-        output = model(
-            x.repeat(branches, 1, 1, 1, 1),
-            timestep * made.repeat(branches, *[1] * (made.ndim - 1)),
-            text[:rows],
-            mask[:rows],
-            frame_interval_s=info.frame_interval_s,
-            size=size,
-        ).float()
-        if branches == 2:
+        inputs, timesteps = torch.cat([x] * count), torch.cat([timestep * made] * count)
+        output = model(inputs, timesteps, text[count], frame_interval_s=info.frame_interval_s, size=size).float()
+        if count == 2:
             conditional, unconditional = output.chunk(2)
             output = guided(conditional, unconditional, config, channels=shape[0])
         x = sampler.step(index, x, output, generators)

@@ -40,7 +40,11 @@ class Model(torch.nn.Module):
         self.garbage = torch.nn.Parameter(torch.tensor(1e3))
         self.range = prediction == "epsilon"
 
-    def forward(self, latents, timestep, text, mask, *, frame_interval_s, size):
+    def read_text(self, text, mask):
+        return text, mask
+
+    def forward(self, latents, timestep, context, *, frame_interval_s, size):
+        text, mask = context
         told = (text * mask[:, :, None]).sum((1, 2)) / mask.sum(1) / text.shape[2]
         times = timestep.reshape(len(latents), 1, -1, 1, 1) / 1000
         seen = latents * (1 + times)
@@ -149,7 +153,7 @@ def _by_diffusers(
         x[0, :, stays] = clip[:, stays]
         times = (timestep.float() * ~stays)[None]
         conditional, unconditional = (
-            model(x, times, it[None], torch.ones(1, len(it), dtype=torch.bool), frame_interval_s=1 / 8, size=None)
+            model(x, times, (it[None], torch.ones(1, len(it), dtype=torch.bool)), frame_interval_s=1 / 8, size=None)
             for it in (text, null)
         )
         output = combined(conditional[:, :4], unconditional[:, :4], int(timestep))
