@@ -1,4 +1,4 @@
-"""diffusers' own pipelines around a model's weights, for tests and benchmarks to hold samples against.
+"""What diffusers' own pipelines make of a model's weights, for tests and benchmarks to hold samples against.
 
 What LattePipeline asks of a scheduler, it asks of diffusion's: of a flow's it needs to be told that all channels are
 the prediction, and that neither inputs nor noise are scaled. diffusers' UniPC cuts a flow's timesteps to whole
@@ -7,6 +7,7 @@ numbers, and its DDPM steps beside timesteps that are evenly spaced from first t
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,22 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 
-from models.transformer import Transformer
-from tests.models.networks import latte, pixart
+from models.flow import FlowConfig
+from models.objective import ObjectiveConfig
+from models.samplers import SAMPLERS, SamplerName
+from models.transformer import Prediction, Transformer
+from models.weights import CheckpointInfo
+from stages.sampling.config import DenoiseConfig
+from stages.sampling.denoise import Request, denoise
+from tests.models.networks import SMALL, latte, pixart, random_transformer
 
 BETAS: dict[str, Any] = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+STEPS, SHIFT, SEED, GUIDANCE = 20, 3.0, 5, 4.0
+FRAMES, SIDE = 3, 8
+# As long as each other: LattePipeline shows the model no mask.
+TEXT, NULL = (torch.randn(5, SMALL.text_dim, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+PREDICTIONS: tuple[Prediction, ...] = ("velocity", "epsilon")
+VIDEOS = [(prediction, name) for prediction in PREDICTIONS for name in SAMPLERS[prediction]]
 ALL_CHANNELS = "learned_range"  # the variance_type for which a pipeline leaves the model's channels as they are
 
 
@@ -87,6 +100,48 @@ def pixart_pipeline(model: Transformer, sampler: str) -> PixArtAlphaPipeline:
     image = pixart(model.config)
     image.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if "temporal" not in name})
     return _quiet(PixArtAlphaPipeline(None, None, None, image, SCHEDULERS[sampler](1.0)))
+
+
+@torch.no_grad()
+def videos_of_latte(prediction: Prediction, name: SamplerName) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ours and LattePipeline's latents of random weights, after STEPS guided steps."""
+    model = random_transformer(replace(SMALL, out_channels=8 if prediction == "epsilon" else 4))
+    # LattePipeline guides the learned variance too, which is made to be looked at without guidance.
+    guidance_scale = 1.0 if name == "iddpm" else GUIDANCE
+    found = _ours(model, prediction, name, FRAMES, Request(TEXT, NULL, SEED), guidance_scale)
+    expected = latte_pipeline(model, name, FRAMES, SHIFT)(
+        negative_prompt=None, prompt_embeds=TEXT[None], negative_prompt_embeds=NULL[None], num_inference_steps=STEPS,
+        guidance_scale=guidance_scale, video_length=FRAMES, height=8 * SIDE, width=8 * SIDE,
+        generator=[torch.Generator().manual_seed(SEED)], output_type="latent",
+    ).frames  # fmt: skip
+    return found, expected
+
+
+@torch.no_grad()
+def frames_of_pixart(name: SamplerName) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ours and PixArtAlphaPipeline's latents of one frame; it masks text, so that prompts may have any length."""
+    model = random_transformer()
+    for parameter_name, parameter in model.temporal_transformer_blocks.named_parameters():
+        if ".to_out." in parameter_name or ".net.2." in parameter_name:
+            parameter.zero_()
+    found = _ours(model, "epsilon", name, 1, Request(TEXT, NULL[:2], SEED), GUIDANCE)
+    padded = torch.cat([NULL[:2], torch.zeros(3, SMALL.text_dim)])
+    expected = pixart_pipeline(model, name)(
+        negative_prompt=None, prompt_embeds=TEXT[None], prompt_attention_mask=torch.ones(1, 5),
+        negative_prompt_embeds=padded[None], negative_prompt_attention_mask=torch.tensor([[1, 1, 0, 0, 0]]),
+        num_inference_steps=STEPS, guidance_scale=GUIDANCE, height=8 * SIDE, width=8 * SIDE,
+        use_resolution_binning=False, generator=[torch.Generator().manual_seed(SEED)], output_type="latent",
+    ).images  # fmt: skip
+    return found[:, :, 0], expected
+
+
+def _ours(
+    model: Transformer, prediction: Prediction, name: SamplerName, frames: int, request: Request, scale: float
+) -> torch.Tensor:
+    flow = FlowConfig((1,), (SHIFT,)) if prediction == "velocity" else FlowConfig()
+    info = CheckpointInfo(0, model.config, ObjectiveConfig(prediction, flow), {"spatial_factor": 8}, {}, 1 / 8)
+    config = DenoiseConfig(sampler=name, steps=STEPS, guidance_scale=scale)
+    return denoise(model, info, [request], (4, frames, SIDE, SIDE), config)
 
 
 def _quiet(pipeline: Any) -> Any:
