@@ -3,7 +3,7 @@
 python -m benchmarks.sampling [LAYERS]      prints a table, writes outputs/benchmarks/sampling.json
 
 Both make the same latents with the same random weights of width 384 in LAYERS (2) layers, on CPU cores in fp32, DDIM,
-two steps, 256 x 256 pixels, prompts and negative prompts of 120 tokens, embedded beforehand. About 6 minutes on 2 cores.
+two steps, 256 x 256 pixels, prompts and negative prompts of 120 tokens, embedded beforehand. Some 6 minutes on 2 cores.
 """
 
 import sys
