@@ -16,6 +16,7 @@ from models.weights import CheckpointInfo
 from shards.dataset import Dataset
 from shards.latent_rgb import to_rgb
 from shards.loader import DataConfig
+from shards.node_tables import Share, own_table
 from shards.schema import CAPTION, LATENTS, MEAN, TEXT, Bucket, index_field
 from stages.contact_sheet import contact_sheet
 from stages.engine import stacked_on_main
@@ -40,7 +41,13 @@ class Prompts:
 
     @classmethod
     def open(
-        cls, config: ValidationConfig, data: DataConfig, buckets: list[str], rank: int, world: int
+        cls,
+        config: ValidationConfig,
+        data: DataConfig,
+        buckets: list[str],
+        rank: int,
+        world: int,
+        share: Share = own_table,
     ) -> "Prompts | None":
         """Choose the clips, of the largest bucket that has any; None where nothing is sampled.
 
@@ -51,9 +58,9 @@ class Prompts:
             return None
         columns = list(data.text_columns())
         if config.holdout:
-            dataset = open_held_out_clips(config, data, buckets)
+            dataset = open_held_out_clips(config, data, buckets, share)
         else:
-            dataset = Dataset.open(data.shards, buckets=buckets, text=columns, filter=data.filter)
+            dataset = Dataset.open(data.shards, buckets=buckets, text=columns, filter=data.filter, share=share)
         filled = [bucket for bucket in dataset.buckets if dataset.index(bucket).num_rows]
         largest = max(filled, key=lambda bucket: bucket.height * bucket.width * bucket.frames)
         rows = [row for _, row in draw_clips(dataset, [largest], config.sample_prompts)]

@@ -16,6 +16,7 @@ import xxhash
 from shards.dataset import Dataset
 from shards.errors import DatasetError
 from shards.loader import Batch, DataConfig, Loader
+from shards.node_tables import Share, own_table
 from shards.order import FixedOrder
 from shards.schema import KEY, SPLIT, Bucket
 from stages.engine import mean_over_ranks
@@ -59,11 +60,14 @@ def _joined(filter: str, condition: str) -> str:
     return f"({filter}) and {condition}" if filter else condition
 
 
-def open_held_out_clips(config: ValidationConfig, data: DataConfig, buckets: Sequence[str]) -> Dataset:
+def open_held_out_clips(
+    config: ValidationConfig, data: DataConfig, buckets: Sequence[str], share: Share = own_table
+) -> Dataset:
     """The dataset of the held-out clips alone. Raises ConfigError where the share holds no clip."""
     condition = _joined(data.filter, f"{SPLIT} < {config.holdout}")
     try:
-        return Dataset.open(data.shards, buckets=buckets, text=list(data.text_columns()), filter=condition)
+        columns = list(data.text_columns())
+        return Dataset.open(data.shards, buckets=buckets, text=columns, filter=condition, share=share)
     except DatasetError as error:
         raise ConfigError(f"validation.holdout is {config.holdout}: {error}") from None
 
@@ -89,7 +93,13 @@ class HeldOut:
 
     @classmethod
     def open(
-        cls, config: ValidationConfig, data: DataConfig, batch_sizes: Mapping[str, int], rank: int, world: int
+        cls,
+        config: ValidationConfig,
+        data: DataConfig,
+        batch_sizes: Mapping[str, int],
+        rank: int,
+        world: int,
+        share: Share = own_table,
     ) -> "HeldOut | None":
         """Choose the clips; None where nothing is held out.
 
@@ -98,7 +108,7 @@ class HeldOut:
         """
         if not config.holdout:
             return None
-        dataset = open_held_out_clips(config, data, list(batch_sizes))
+        dataset = open_held_out_clips(config, data, list(batch_sizes), share)
         drawn = draw_clips(dataset, dataset.buckets, config.samples)
         rows = {bucket.name: [row for name, row in drawn if name == bucket.name] for bucket in dataset.buckets}
         order = FixedOrder(rows, batch_sizes)
