@@ -66,7 +66,7 @@ def write_samples(
     with progress_bar(len(stems), "decode", "video") as bar:
         for number, stem in enumerate(stems):
             frames = vae.decode(samples.latents[number].transpose(0, 1))  # of [C, T, h, w]
-            about = tags(config, samples.prompts[number], samples.seeds[number], samples.step)
+            about = tags(config, samples, number)
             for kind in shown:
                 _write(output / f"{stem}.{kind}", kind, frames, config.fps or samples.fps, about)
             rows += [frames] if number < SHEET_ROWS else []
