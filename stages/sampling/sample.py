@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from models.vae import vae_identity
 from models.weights import read_info
 from stages.errors import ConfigError
@@ -14,14 +12,15 @@ from stages.sampling.checkpoint import choose_checkpoint, latent_shape, require_
 from stages.sampling.config import SampleConfig
 from stages.sampling.files import file_stems, write_samples
 from stages.sampling.generate import generate
+from stages.sampling.models import Models
 from stages.sampling.prompts import negative_prompts, read_prompts
 from stages.sampling.record import check_hash, checkpoint_hash
 from stages.sampling.sampled_latents import SampledLatents
 
 
-def sample(config: SampleConfig) -> dict[str, Any]:
+def sample(config: SampleConfig, models: Models | None = None) -> dict[str, Any]:
     """Make the files of each sample, a contact sheet and summary.json; returns the summary."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = models or Models.on_this_machine()
     if from_latents(config):
         samples = read_latents(config)
         stems = file_stems(samples.prompts, config.names)
@@ -37,9 +36,9 @@ def sample(config: SampleConfig) -> dict[str, Any]:
         config = replace(config, ckpt=str(checkpoint.absolute()), ckpt_hash=found)
         save_settings(output, config)
         config = replace(config, negative_prompt=negatives)
-        samples = generate(config, prompts, checkpoint, device)
+        samples = generate(config, prompts, checkpoint, models)
         source = {"checkpoint": str(checkpoint)}
-    files = write_samples(output, stems, samples, config, device)
+    files = write_samples(output, stems, samples, config, models)
     rows = zip(files, samples.prompts, samples.seeds, strict=True)
     summary = {"samples": [{"file": file, "prompt": prompt, "seed": seed} for file, prompt, seed in rows], **source}
     save_summary(output, summary)
