@@ -23,11 +23,16 @@ def choose_checkpoint(path: str) -> Path:
     return everywhere[-1]
 
 
+def video_size(config: SampleConfig, info: CheckpointInfo) -> Bucket:
+    """In pixels and frames: as asked, or the largest that the checkpoint was trained on."""
+    trained = max(map(Bucket.parse, info.buckets), key=lambda bucket: bucket.height * bucket.width * bucket.frames)
+    return Bucket(config.height or trained.height, config.width or trained.width, config.frames or trained.frames)
+
+
 def latent_shape(config: SampleConfig, info: CheckpointInfo) -> tuple[int, int, int, int]:
     """[C, T, h, w] of the latents of the asked or trained size. Raises ConfigError for sizes that cannot be."""
-    trained = max(map(Bucket.parse, info.buckets), key=lambda bucket: bucket.height * bucket.width * bucket.frames)
-    height, width = config.height or trained.height, config.width or trained.width
-    frames = config.frames or trained.frames
+    size = video_size(config, info)
+    height, width, frames = size.height, size.width, size.frames
     vae, patch = info.vae, info.transformer.patch_size
     multiple = vae["spatial_factor"] * patch
     if height % multiple or width % multiple:

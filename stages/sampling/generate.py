@@ -6,25 +6,24 @@ from pathlib import Path
 import torch
 
 from models.latents import LatentStats
-from models.loading import load_transformer
-from models.text import TextEncoder
 from models.weights import CheckpointInfo, read_info, read_null_text
 from stages.output import progress_bar
 from stages.sampling.checkpoint import check_models, check_sampler, latent_shape
 from stages.sampling.config import SampleConfig
 from stages.sampling.denoise import Request, denoise
+from stages.sampling.models import Models
 from stages.sampling.prompts import negative_prompts
 from stages.sampling.sampled_latents import SampledLatents
 
 
-def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, device: torch.device) -> SampledLatents:
+def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models: Models) -> SampledLatents:
     """One sample a prompt, as the VAE decodes them."""
     info = read_info(checkpoint)
     shape = latent_shape(config, info)
     check_sampler(config, info)
     check_models(config.pretrained_model_path, info)
-    requests = _encode_prompts(config, prompts, checkpoint, info, device)
-    latents = LatentStats.of(info.vae).denormalise(_denoise_all(config, requests, checkpoint, info, shape, device))
+    requests = _encode_prompts(config, prompts, checkpoint, info, models)
+    latents = LatentStats.of(info.vae).denormalise(_denoise_all(config, requests, checkpoint, info, shape, models))
     seeds = [request.seed for request in requests]
     return SampledLatents(latents, prompts, seeds, info.step, info.vae, 1 / info.frame_interval_s)
 
@@ -35,11 +34,11 @@ def _denoise_all(
     checkpoint: Path,
     info: CheckpointInfo,
     shape: tuple[int, int, int, int],
-    device: torch.device,
+    models: Models,
 ) -> torch.Tensor:
     """Normalised latents, [N, C, T, h, w]."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = load_transformer(checkpoint, weights=config.weights).to(device, dtype)
+    model = models.transformer(checkpoint, weights=config.weights).to(models.device, dtype)
     latents = torch.empty(len(requests), *shape)
     batches = list(fixed_batches(requests, config.batch_size))
     with progress_bar(len(batches) * config.steps, "denoise", "step") as bar:
@@ -62,11 +61,11 @@ def fixed_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[int,
 
 
 def _encode_prompts(
-    config: SampleConfig, prompts: list[str], checkpoint: Path, info: CheckpointInfo, device: torch.device
+    config: SampleConfig, prompts: list[str], checkpoint: Path, info: CheckpointInfo, models: Models
 ) -> list[Request]:
     negatives = negative_prompts(config.negative_prompt, len(prompts))
     max_tokens = info.text_encoder["max_tokens"]
-    encoder = TextEncoder.load(config.pretrained_model_path, device, max_tokens=max_tokens)
+    encoder = models.text_encoder(config.pretrained_model_path, models.device, max_tokens=max_tokens)
     texts = [torch.from_numpy(text) for text in encoder.encode([*prompts, *negatives])]
     null_text, mask = read_null_text(checkpoint)
     return [
