@@ -21,6 +21,8 @@ MAX_PERIOD = 10_000.0
 # CUDA bounds the grid dimension on which its attention kernels lay out the heads.
 MAX_HEADS_PER_CALL = 65_535
 
+KeysValues = tuple[Tensor, Tensor]  # [B, K, G, H, D/H] each, as `Attention.keys_values` makes them
+
 
 def sincos(positions: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of positions at geometrically spaced frequencies (arXiv:1706.03762, section 3.5).
@@ -164,21 +166,25 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(
-        self, queries: Tensor, keys: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None
+        self, queries: Tensor, keys: Tensor | KeysValues, mask: Tensor | None = None, rotation: Tensor | None = None
     ) -> Tensor:
-        """mask [B, 1, 1, K] bool: the keys that may be looked at, at least one a row; None: all.
-
-        rotation: rotary positions of queries and keys alike, see `rotated`.
+        """keys may be projected already, see `keys_values`; mask [B, 1, 1, K] bool: those that may be looked at, at
+        least one a row; None: all. rotation: rotary positions of queries and keys alike, see `rotated`.
         """
         query = self.norm_q(self._heads(self.to_q(queries)))
-        key = self.norm_k(self._heads(self.to_k(keys)))
-        value = self._heads(self.to_v(keys))
+        key, value = self.keys_values(keys)
         if rotation is not None:
             query, key = rotated(query, rotation), rotated(key, rotation)
         side_by_side = [x.flatten(2, 3).transpose(1, 2) for x in (query, key, value)]  # [B, G*H, K, D/H], views
         attended = _attend(side_by_side, mask)  # [B, G*H, Q, D/H]
         merged = attended.transpose(1, 2).reshape(queries.shape)
         return self.to_out[0](merged)
+
+    def keys_values(self, keys: Tensor | KeysValues) -> KeysValues:
+        """What `forward` makes of its keys, if it is not made yet: a caller with the same keys many times may."""
+        if not isinstance(keys, Tensor):
+            return keys
+        return self.norm_k(self._heads(self.to_k(keys))), self._heads(self.to_v(keys))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, K, G, D] -> [B, K, G, H, D/H], a view."""
@@ -239,14 +245,17 @@ class SpatialBlock(Block):
         super().__init__(width, num_heads, mlp_ratio, qk_norm=qk_norm)
         self.attn2 = Attention(width, num_heads)  # no norm: its keys are the text's, bounded by their projection
 
-    def forward(self, x: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """x [B, T, N, D], timestep [B, F, 6, D], text [B, L, D], text_mask [B, L] bool -> [B, T, N, D]."""
+    def forward(self, x: Tensor, timestep: Tensor, text: Tensor | KeysValues, mask: Tensor | None) -> Tensor:
+        """x [B, T, N, D], timestep [B, F, 6, D] -> [B, T, N, D].
+
+        text [B, L, 1, D], or the cross-attention's keys and values of it; mask [B, 1, 1, L] bool, see `Attention`.
+        """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(timestep)
         frames = modulated(x, shift, scale).flatten(0, 1)[:, :, None]  # [B*T, N, 1, D]
         x = x + gate * self.attn1(frames, frames).view_as(x)
         # All frames are queries of one call: keys and values of the text are projected once a sample.
         tokens = x.flatten(1, 2)[:, :, None]  # [B, T*N, 1, D]
-        x = x + self.attn2(tokens, text[:, :, None], text_mask[:, None, None, :]).view_as(x)
+        x = x + self.attn2(tokens, text, mask).view_as(x)
         return x + gate_mlp * self.ff(modulated(x, shift_mlp, scale_mlp))
 
 

@@ -53,6 +53,7 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
+    node_rank: int = 0  # of this process among those of its node
 
     @property
     def main(self) -> bool:
@@ -86,7 +87,7 @@ def start_ranks() -> Ranks:
             # A gloo thread that lets go of the last tensors asks for Python, and would be ended, and the process with
             # it, were Python ending. NCCL has no such thread, and may wait for a rank that has failed.
             atexit.register(dist.destroy_process_group)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device, int(os.environ["LOCAL_RANK"]))
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:

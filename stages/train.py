@@ -20,7 +20,7 @@ from stages.training.loop import Run, run_steps
 from stages.training.optimizer import parameter_groups
 from stages.training.run_lock import run_lock
 from stages.training.runlog import RunLog
-from stages.training.source import Source, batches_of, open_held_out, open_prompts, open_source
+from stages.training.source import Source, batches_of, node_tables, open_held_out, open_prompts, open_source
 from stages.training.start import start_from
 from stages.training.stopping import StopRequests
 
@@ -52,11 +52,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _train(
     config: TrainConfig, folder: Path, resumed: Path | None, ranks: Ranks, stops: StopRequests
 ) -> dict[str, Any]:
-    source = open_source(config, ranks.rank, ranks.world)
-    held_out = open_held_out(config, source, ranks.rank, ranks.world)
+    with node_tables(ranks) as share:
+        source = open_source(config, ranks.rank, ranks.world, share)
+        held_out = open_held_out(config, source, ranks.rank, ranks.world, share)
+        prompts = open_prompts(config, source, ranks.rank, ranks.world, share)
     if held_out:
         held_out.read()
-    prompts = open_prompts(config, source, ranks.rank, ranks.world)
     model = build_model(config, source)
     info = _info(config, model, source)
 

@@ -38,14 +38,14 @@ def denoise(
         made = ~given[1].to(device)
         x = torch.where(_over(made), x, given[0].to(x))
     guided = guidance_scale != 1
-    text, mask = pad([*texts, *([null_text] * count if guided else [])], device)
+    text = model.read_text(*pad([*texts, *([null_text] * count if guided else [])], device))
     size = (shape[2] * info.vae["spatial_factor"], shape[3] * info.vae["spatial_factor"])
     objective = make_objective(info.objective)
     levels = objective.schedule(steps, model.config.tokens(*shape[1:])).tolist()
     for level, following in pairwise(levels):
         inputs = torch.cat([x, x]) if guided else x
         timestep = objective.timestep(level * (torch.cat([made, made]) if guided else made))
-        output = model(inputs, timestep, text, mask, frame_interval_s=info.frame_interval_s, size=size).float()
+        output = model(inputs, timestep, text, frame_interval_s=info.frame_interval_s, size=size).float()
         if guided:
             conditional, unconditional = output.chunk(2)
             output = unconditional + guidance_scale * (conditional - unconditional)

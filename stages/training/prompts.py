@@ -15,6 +15,7 @@ from models.transformer import Transformer
 from models.weights import CheckpointInfo
 from shards.latent_rgb import to_rgb
 from shards.loader import DataConfig
+from shards.node_tables import Share, own_table
 from shards.schema import LATENTS, MEAN, TEXT, Bucket
 from stages.contact_sheet import contact_sheet
 from stages.engine import stacked_on_main
@@ -39,7 +40,13 @@ class Prompts:
 
     @classmethod
     def open(
-        cls, config: ValidationConfig, data: DataConfig, buckets: list[str], rank: int, world: int
+        cls,
+        config: ValidationConfig,
+        data: DataConfig,
+        buckets: list[str],
+        rank: int,
+        world: int,
+        share: Share = own_table,
     ) -> "Prompts | None":
         """Choose the clips, of the largest bucket that has any; None where nothing is sampled.
 
@@ -49,7 +56,7 @@ class Prompts:
         if config.sample_every is None:
             return None
         column = next(iter(data.text_columns()))
-        dataset = open_clips(config, data, buckets)
+        dataset = open_clips(config, data, buckets, share)
         filled = [bucket for bucket in dataset.buckets if dataset.index(bucket).num_rows]
         largest = max(filled, key=lambda bucket: bucket.height * bucket.width * bucket.frames)
         rows = [row for _, row in draw_clips(dataset, [largest], config.sample_prompts)]

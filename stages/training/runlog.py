@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from models.flops import count_flops, peak_flops_per_s
+from models.transformer import TransformerConfig
 from shards import storage
+from shards.loader import Batch
 from stages.errors import WorkError
 
 
@@ -24,25 +27,37 @@ def peak_memory_gb() -> float:
 
 
 class Stopwatch:
-    """Rates since it was made, and the share of the time spent waiting for data."""
+    """Rates since it was made, and the share of the time spent waiting for data.
 
-    def __init__(self) -> None:
+    Clips and tokens are those of all ranks. ``mfu``, model FLOPs utilisation, is of this rank's device: the arithmetic
+    that the model needs for its batches, their captions without padding, over what the device could have done in bf16;
+    None where that is not known.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self._start = time.perf_counter()
+        self._peak_flops_per_s = peak_flops_per_s(device)
         self._waited_s = 0.0
         self._clips = 0
         self._tokens = 0
+        self._flops = 0
 
-    def add(self, clips: int, tokens: int, waited_s: float) -> None:
+    def add(self, network: TransformerConfig, batch: Batch, clips: int, waited_s: float) -> None:
+        """A step: this rank's batch, and how many clips all ranks took."""
+        shape = batch.latent_shape
         self._clips += clips
-        self._tokens += tokens
+        self._tokens += clips * network.tokens(*shape)
+        self._flops += count_flops(network, len(batch.keys), *shape, int(batch.text_mask.sum())).training
         self._waited_s += waited_s
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, float | None]:
         elapsed_s = time.perf_counter() - self._start
+        peak = self._peak_flops_per_s
         return {
             "clips_per_s": self._clips / elapsed_s,
             "tokens_per_s": self._tokens / elapsed_s,
             "data_wait_share": self._waited_s / elapsed_s,
+            "mfu": None if peak is None else self._flops / elapsed_s / peak,
         }
 
 

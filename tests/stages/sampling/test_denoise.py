@@ -34,7 +34,11 @@ class Model(torch.nn.Module):
         self.garbage = torch.nn.Parameter(torch.tensor(1e3))
         self.range = prediction == "epsilon"
 
-    def forward(self, latents, timestep, text, mask, *, frame_interval_s, size):
+    def read_text(self, text, mask):
+        return text, mask
+
+    def forward(self, latents, timestep, context, *, frame_interval_s, size):
+        text, mask = context
         told = (text * mask[:, :, None]).sum((1, 2)) / mask.sum(1) / text.shape[2]
         times = timestep.reshape(len(latents), 1, -1, 1, 1) / 1000
         seen = latents * (1 + times)
@@ -63,7 +67,7 @@ def test_guided_samples_are_diffusers(prediction: str, frames_given: tuple[list[
 
     def output(x: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         mask = torch.ones(1, len(text), dtype=torch.bool)
-        return model(x, timestep, text[None], mask, frame_interval_s=1 / 8, size=None)[:, :4]
+        return model(x, timestep, (text[None], mask), frame_interval_s=1 / 8, size=None)[:, :4]
 
     for text, seed, clip, stays, ours in zip(TEXTS, (3, 4), latents, is_given, found, strict=True):
         scheduler = _scheduler(prediction)
