@@ -9,6 +9,8 @@ from pathlib import Path
 from shards.manifest import Manifest
 from shards.schema import LATENTS
 from stages.chart import Chart, line_chart
+from stages.evaluation.measured import Measured
+from stages.evaluation.measured_part import measured_part
 from stages.evaluation.training_samples import TrainingSamples
 from stages.output import write_text
 from stages.page import PIXELATED_BELOW_PX, data_uri, render_page
@@ -116,6 +118,7 @@ class Page:
     manifest: Manifest
     settings: Sequence[tuple[str, str]]
     checkpoint: str = ""
+    measured: Measured | None = None
     training_samples: TrainingSamples | None = None
     video_budget_bytes: int = VIDEO_BUDGET_BYTES
 
@@ -164,6 +167,7 @@ def write_report(path: Path, page: Page) -> None:
         training=page.training,
         dataset=dataset_numbers(page.manifest),
         open_groups=OPEN_GROUPS,
+        measured=page.measured and measured_part(page.measured),
     )
     write_text(path, text)
 

@@ -80,6 +80,12 @@ def draw_clips(dataset: Dataset, buckets: Sequence[Bucket], count: int) -> list[
     return [(bucket, row) for _, bucket, row in heapq.nsmallest(count, hashed)]
 
 
+def largest_filled(dataset: Dataset) -> Bucket:
+    """The largest bucket that has clips."""
+    filled = [bucket for bucket in dataset.buckets if dataset.index(bucket).num_rows]
+    return max(filled, key=lambda bucket: bucket.height * bucket.width * bucket.frames)
+
+
 def fixed_order(dataset: Dataset, samples: int, batch_sizes: Mapping[str, int]) -> FixedOrder:
     """The clips that `draw_clips` chooses of all buckets, each once; batch_sizes are by bucket."""
     drawn = draw_clips(dataset, dataset.buckets, samples)

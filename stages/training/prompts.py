@@ -21,7 +21,7 @@ from stages.contact_sheet import contact_sheet, moving_sheet
 from stages.engine import stacked_on_main
 from stages.sampling.denoise import denoise
 from stages.sampling.sampled_latents import SampledLatents
-from stages.training.held_out import ValidationConfig, caption_of, draw_clips, open_clips
+from stages.training.held_out import ValidationConfig, caption_of, draw_clips, largest_filled, open_clips
 
 PICTURE_PX, VIDEO_PX = 256, 128  # about the longer side of a frame that is shown; of a video all of them are kept
 
@@ -57,8 +57,7 @@ class Prompts:
             return None
         column = next(iter(data.text_columns()))
         dataset = open_clips(config, data, buckets, share)
-        filled = [bucket for bucket in dataset.buckets if dataset.index(bucket).num_rows]
-        largest = max(filled, key=lambda bucket: bucket.height * bucket.width * bucket.frames)
+        largest = largest_filled(dataset)
         rows = [row for _, row in draw_clips(dataset, [largest], config.sample_prompts)]
         return cls(
             largest,

@@ -1,0 +1,67 @@
+"""Samples of captions whose embeddings are in the shards: no text encoder is needed."""
+
+from pathlib import Path
+
+import torch
+
+from models.latents import LatentStats
+from models.weights import read_null_text
+from shards.schema import LATENTS, TEXT
+from stages.evaluation.config import ClipsConfig
+from stages.evaluation.trained import Execution, Trained
+from stages.output import progress_bar
+from stages.sampling.config import SampleConfig
+from stages.sampling.denoise import denoise
+from stages.sampling.sample import sample
+from stages.sampling.sampled_latents import SampledLatents
+from stages.training.held_out import caption_of, draw_clips, largest_filled
+
+FILE = "samples.safetensors"
+
+
+def make_samples(config: ClipsConfig, trained: Trained, run: Execution, vae: str, output: Path) -> Path:
+    """A samples folder in ``output``, as sample leaves it, and the latents beside it. vae: pretrained_model_path."""
+    sample_captions(config, trained, run).save(output / FILE)
+    folder = output / "samples"
+    sample(SampleConfig(latents=str(output / FILE), pretrained_model_path=vae, output=str(folder)))
+    return folder
+
+
+def sample_captions(config: ClipsConfig, trained: Trained, run: Execution) -> SampledLatents:
+    """Samples of the captions of held-out clips of the largest bucket, or where nothing is held out, of training clips.
+
+    Sample i has the seed i; captions are taken again where they are fewer than the samples.
+    """
+    dataset = trained.open_clips(list(trained.info.buckets))
+    bucket, column = largest_filled(dataset), next(iter(trained.data.text_columns()))
+    rows = [row for _, row in draw_clips(dataset, [bucket], config.samples)]
+    texts = [torch.from_numpy(dataset.read(bucket, row, column)[TEXT]) for row in rows]
+    captions = [caption_of(dataset, bucket, row, column) for row in rows]
+    frames, channels, height, width = dataset.shapes(bucket, LATENTS)[rows[0]].tolist()
+
+    model, null_text = run.load(trained), read_null_text(trained.checkpoint)[0]
+    made: list[torch.Tensor] = []
+    with progress_bar(config.samples, "denoise", "video") as bar:
+        for start in range(0, config.samples, run.batch_size):
+            seeds = range(start, min(start + run.batch_size, config.samples))
+            latents = denoise(
+                model,
+                trained.info,
+                [texts[seed % len(texts)] for seed in seeds],
+                null_text,
+                seeds,
+                (channels, frames, height, width),
+                steps=config.steps,
+                guidance_scale=config.guidance_scale,
+            )
+            made.append(latents.cpu())
+            bar.update(len(seeds))
+    seeds = range(config.samples)
+    return SampledLatents(
+        LatentStats.of(trained.info.vae).denormalise(torch.cat(made)),
+        [captions[seed % len(captions)] for seed in seeds],
+        list(seeds),
+        trained.info.step,
+        trained.info.vae,
+        1 / trained.info.frame_interval_s,
+    )
