@@ -53,8 +53,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     measured = measure(config, subject) if subject else None
     while_training = read_training_samples(config.run, config.pretrained_model_path, manifest.latent_rgb)
     checkpoint = str(subject.trained.checkpoint if subject else found.get("checkpoint", ""))
-    settings = _settings(config)
-    page = Page(clips, result, training, manifest, settings, checkpoint, while_training, measured)
+    page = Page(clips, result, training, manifest, _settings(config), checkpoint, measured, while_training)
     write_report(output / REPORT, page)
 
     adherence = None if result is None else adherence_numbers(result)
