@@ -7,7 +7,7 @@ import torch
 from models.latents import LatentStats
 from models.weights import read_null_text
 from shards.schema import LATENTS, TEXT
-from stages.evaluation.config import ClipsConfig
+from stages.evaluation.config import ClipsConfig, EvaluateConfig
 from stages.evaluation.trained import Execution, Trained
 from stages.output import progress_bar
 from stages.sampling.config import DenoiseConfig, SampleConfig
@@ -16,14 +16,13 @@ from stages.sampling.sample import sample
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import caption_of, draw_clips, largest_filled
 
-FILE = "samples.safetensors"
 
-
-def make_samples(config: ClipsConfig, trained: Trained, run: Execution, vae: str, output: Path) -> Path:
-    """A samples folder in ``output``, as sample leaves it, and the latents beside it. vae: pretrained_model_path."""
-    sample_captions(config, trained, run).save(output / FILE)
-    folder = output / "samples"
-    sample(SampleConfig(latents=str(output / FILE), pretrained_model_path=vae, output=str(folder)))
+def make_samples(config: EvaluateConfig, trained: Trained, run: Execution, output: Path) -> Path:
+    """A samples folder in ``output``, as sample leaves it, and the latents beside it."""
+    file, folder = output / "samples.safetensors", output / "samples"
+    sample_captions(config.clips, trained, run).save(file)
+    vae = config.pretrained_model_path
+    sample(SampleConfig(latents=str(file), pretrained_model_path=vae, output=str(folder)))
     return folder
 
 
