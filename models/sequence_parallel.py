@@ -9,6 +9,7 @@ B batch, T frames of which T_r are this rank's, N tokens of a frame of which N_r
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -94,4 +95,4 @@ class _AllToAll(torch.autograd.Function):
 def _shares(count: int, ranks: int) -> list[int]:
     """As even as can be."""
     ends = [count * rank // ranks for rank in range(ranks + 1)]
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    return [end - start for start, end in pairwise(ends)]

@@ -243,7 +243,7 @@ class Transformer(nn.Module):
     def _interval(self, frame_interval_s: float | Tensor | None, device: torch.device) -> Tensor:
         """Seconds between frames, [B or 1, 1] float64."""
         interval_s = DEFAULT_FRAME_INTERVAL_S if frame_interval_s is None else frame_interval_s
-        return torch.as_tensor(interval_s, dtype=torch.float64, device=device).reshape(-1, 1)
+        return torch.as_tensor(interval_s, dtype=torch.float64).to(device, non_blocking=True).reshape(-1, 1)
 
     def _temporal_positions(self, frames: int, interval_s: Tensor) -> Tensor:
         """Time since the first frame, in units of 1 / temporal_pos_per_s: [B or 1, T, 1, D], for rope D/H."""
@@ -263,7 +263,7 @@ class Transformer(nn.Module):
         """What conditions all tokens: the timestep, and as configured size, frame rate and mean text, [B, F, D]."""
         timestep = timestep[:, None] if timestep.ndim == 1 else timestep
         if size is not None:
-            size = torch.as_tensor(size, dtype=torch.float32, device=timestep.device).reshape(-1, 2)
+            size = torch.as_tensor(size, dtype=torch.float32).to(timestep.device, non_blocking=True).reshape(-1, 2)
         embedding = self.adaln_single.emb(timestep, size, 1 / interval_s, self.scale_shift_table.dtype)
         return embedding if pooled_text is None else embedding + pooled_text
 
