@@ -7,15 +7,17 @@ shapes is in `layers.py`.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models.activations import ActivationMemory, keep
 from models.layers import (
     AdaptiveNorm,
+    Block,
     PatchEmbed,
     SpatialBlock,
     TemporalBlock,
@@ -115,15 +117,15 @@ class TransformerConfig:
 class Transformer(nn.Module):
     """Predicts, from noised latents, what `prediction` says: velocity (noise - data), epsilon (the noise) or v.
 
-    `activation_checkpointing`: when set, each pair of blocks is computed again in the backward pass rather
-    than kept. It changes memory and time, not results.
+    `activation_memory`: what is kept for the backward pass, see `models.activations`. It changes memory and time, not
+    results.
     """
 
     def __init__(self, config: TransformerConfig, prediction: Prediction = "velocity") -> None:
         super().__init__()
         self.config = config
         self.prediction = prediction
-        self.activation_checkpointing = False
+        self.activation_memory: ActivationMemory = "none"
         width, block = config.width, (config.width, config.num_heads, config.mlp_ratio)
         full = config.temporal_attention == "full"
         self.pos_embed = PatchEmbed(config.in_channels, width, config.patch_size)
@@ -171,11 +173,14 @@ class Transformer(nn.Module):
         captions = self.caption_projection(text)  # [B, L, D]
         times = self._temporal_positions(x, interval_s)
         for index in range(self.config.num_layers):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._pair, index, x, vectors, captions, text_mask, times, use_reentrant=False)
-            else:
-                x = self._pair(index, x, vectors, captions, text_mask, times)
+            x = keep(self.activation_memory, "pair", self._pair, index, x, vectors, captions, text_mask, times)
         return self._unpatchify(self._last_layer(x, embedding), grid)
+
+    def chunk_mlp(self, tokens: int | None) -> None:
+        """Let the blocks' MLPs take so many tokens at a time; None: all."""
+        for block in (*self.transformer_blocks, *self.temporal_transformer_blocks):
+            assert isinstance(block, Block)
+            block.ff.chunk_tokens = tokens
 
     def _grid(self, latents: Tensor) -> tuple[int, int]:
         """Patches along height and along width."""
@@ -226,8 +231,8 @@ class Transformer(nn.Module):
         self, index: int, x: Tensor, vectors: Tensor, captions: Tensor, text_mask: Tensor, times: Tensor
     ) -> Tensor:
         """A spatial block and the temporal block after it: [B, T, N, D] -> [B, T, N, D]."""
-        x = self.transformer_blocks[index](x, vectors, captions, text_mask)
-        temporal = self.temporal_transformer_blocks[index]
+        x = keep(self.activation_memory, "block", self.transformer_blocks[index], x, vectors, captions, text_mask)
+        temporal = partial(keep, self.activation_memory, "block", self.temporal_transformer_blocks[index])
         if self.config.temporal_pos == "branch":
             return temporal(x, vectors, added=times)
         if self.config.temporal_pos == "rope":

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from models.activations import ActivationMemory
 from models.objective import ObjectiveConfig
 from models.presets import preset
 from models.transformer import TransformerConfig
@@ -26,6 +27,8 @@ class StepConfig:
     Neither depends on the number of ranks, so that a run may go on with another number; ranks x gradient_accumulation
     must divide the batches.
 
+    activation_memory: what is kept for the backward pass, see `models.activations`; mlp_chunk_tokens: the MLPs take so
+    many tokens at a time, which lowers what a pair of blocks needs while it goes backward. Neither changes a result.
     max_hours: save and leave when the command has run this long; the same command goes on.
     milestone_every: of these checkpoints, multiples of save_every, the weights are kept for ever.
     max_skipped: the run fails when so many steps in a row had a loss or gradient that is not finite.
@@ -39,7 +42,8 @@ class StepConfig:
     batch_multiple: int = 8
     gradient_accumulation: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
-    activation_checkpointing: bool = False
+    activation_memory: ActivationMemory = "none"
+    mlp_chunk_tokens: int | None = None
     caption_dropout: float = 0.1
     init_from: str | None = None
     save_every: int = 1000
@@ -49,7 +53,7 @@ class StepConfig:
     log_sample_ids: bool = False
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "batch_tokens", "batch_multiple", "gradient_accumulation")
+        counts = ("batch_size", "batch_tokens", "batch_multiple", "gradient_accumulation", "mlp_chunk_tokens")
         at_least(self, 1, "steps", *counts, "save_every", "keep_last", "log_every", "max_skipped", "milestone_every")
         at_least(self, 0, "max_hours")
         if self.milestone_every and self.milestone_every % self.save_every:
