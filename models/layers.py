@@ -9,7 +9,7 @@ Module and parameter names are those of diffusers' `LatteTransformer3DModel`, so
 """
 
 import math
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ SCALAR_CHANNELS = 256
 MAX_PERIOD = 10_000.0
 # CUDA bounds the grid dimension on which its attention kernels lay out the heads.
 MAX_HEADS_PER_CALL = 65_535
+
+KeysValues = tuple[Tensor, Tensor]  # [B, K, G, H, D/H] each, as `Attention.keys_values` makes them
 
 
 def sincos(positions: Tensor, width: int) -> Tensor:
@@ -164,34 +166,38 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(
-        self, queries: Tensor, keys: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None
+        self, queries: Tensor, keys: Tensor | KeysValues, mask: Tensor | None = None, rotation: Tensor | None = None
     ) -> Tensor:
-        """mask [B, 1, 1, K] bool: the keys that may be looked at, at least one a row; None: all.
-
-        rotation: rotary positions of queries and keys alike, see `rotated`.
+        """keys may be projected already, see `keys_values`; mask [B, 1, 1, K] bool: those that may be looked at, at
+        least one a row; None: all. rotation: rotary positions of queries and keys alike, see `rotated`.
         """
         query = self.norm_q(self._heads(self.to_q(queries)))
-        key = self.norm_k(self._heads(self.to_k(keys)))
-        value = self._heads(self.to_v(keys))
+        key, value = self.keys_values(keys)
         if rotation is not None:
             query, key = rotated(query, rotation), rotated(key, rotation)
         side_by_side = [x.flatten(2, 3).transpose(1, 2) for x in (query, key, value)]  # [B, G*H, K, D/H], views
-        attended = _attend(side_by_side, mask)  # [B, G*H, Q, D/H]
+        attended = _attend(*side_by_side, mask)  # [B, G*H, Q, D/H]
         merged = attended.transpose(1, 2).reshape(queries.shape)
         return self.to_out[0](merged)
+
+    def keys_values(self, keys: Tensor | KeysValues) -> KeysValues:
+        """What `forward` makes of its keys, if it is not made yet: a caller with the same keys many times may."""
+        if not isinstance(keys, Tensor):
+            return keys
+        return self.norm_k(self._heads(self.to_k(keys))), self._heads(self.to_v(keys))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, K, G, D] -> [B, K, G, H, D/H], a view."""
         return x.unflatten(-1, (-1, self.head_dim))
 
 
-def _attend(qkv: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention, in as many calls as the device's bound on heads asks for."""
-    parts = [
-        functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        for query, key, value in zip(*(x.split(MAX_HEADS_PER_CALL, dim=1) for x in qkv), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    attend = partial(functional.scaled_dot_product_attention, attn_mask=mask)
+    if query.shape[1] <= MAX_HEADS_PER_CALL:  # not split into one: the backward of a split copies
+        return attend(query, key, value)
+    parts = zip(*(x.split(MAX_HEADS_PER_CALL, dim=1) for x in (query, key, value)), strict=True)
+    return torch.cat([attend(*part) for part in parts], dim=1)
 
 
 class GeluProjection(nn.Module):
@@ -239,14 +245,17 @@ class SpatialBlock(Block):
         super().__init__(width, num_heads, mlp_ratio, qk_norm=qk_norm)
         self.attn2 = Attention(width, num_heads)  # no norm: its keys are the text's, bounded by their projection
 
-    def forward(self, x: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """x [B, T, N, D], timestep [B, F, 6, D], text [B, L, D], text_mask [B, L] bool -> [B, T, N, D]."""
+    def forward(self, x: Tensor, timestep: Tensor, text: Tensor | KeysValues, mask: Tensor | None) -> Tensor:
+        """x [B, T, N, D], timestep [B, F, 6, D] -> [B, T, N, D].
+
+        text [B, L, 1, D], or the cross-attention's keys and values of it; mask [B, 1, 1, L] bool, see `Attention`.
+        """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(timestep)
         frames = modulated(x, shift, scale).flatten(0, 1)[:, :, None]  # [B*T, N, 1, D]
         x = x + gate * self.attn1(frames, frames).view_as(x)
         # All frames are queries of one call: keys and values of the text are projected once a sample.
         tokens = x.flatten(1, 2)[:, :, None]  # [B, T*N, 1, D]
-        x = x + self.attn2(tokens, text[:, :, None], text_mask[:, None, None, :]).view_as(x)
+        x = x + self.attn2(tokens, text, mask).view_as(x)
         return x + gate_mlp * self.ff(modulated(x, shift_mlp, scale_mlp))
 
 

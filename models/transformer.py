@@ -6,16 +6,18 @@ options the results are those of diffusers' `LatteTransformer3DModel` on unpadde
 shapes is in `layers.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.layers import (
     AdaptiveNorm,
+    KeysValues,
     PatchEmbed,
     SpatialBlock,
     TemporalBlock,
@@ -24,6 +26,7 @@ from models.layers import (
     sincos,
     spatial_positions,
 )
+from models.sequence_parallel import SharedVideo
 
 TemporalPos = Literal["stream", "branch", "rope"]
 TemporalAttention = Literal["axial", "full"]
@@ -112,6 +115,20 @@ class TransformerConfig:
         return frames * (height // self.patch_size) * (width // self.patch_size)
 
 
+@dataclass(frozen=True)
+class TextContext:
+    """What depends on the text alone, made by `Transformer.read_text`.
+
+    layers: for each spatial block the projected text [B, L, 1, D], or its cross-attention's keys and values of it.
+    mask [B, 1, 1, L] bool; None where nothing is padded. pooled [B, 1, D]: what the mean text adds to the timestep
+    embedding, where configured.
+    """
+
+    layers: tuple[Tensor | KeysValues, ...]
+    mask: Tensor | None
+    pooled: Tensor | None
+
+
 class Transformer(nn.Module):
     """Predicts, from noised latents, what `prediction` says: velocity (noise - data), epsilon (the noise) or v.
 
@@ -124,6 +141,7 @@ class Transformer(nn.Module):
         self.config = config
         self.prediction = prediction
         self.activation_checkpointing = False
+        self.sequence_group: dist.ProcessGroup | None = None
         width, block = config.width, (config.width, config.num_heads, config.mlp_ratio)
         full = config.temporal_attention == "full"
         self.pos_embed = PatchEmbed(config.in_channels, width, config.patch_size)
@@ -144,8 +162,8 @@ class Transformer(nn.Module):
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
+        text: Tensor | TextContext,
+        text_mask: Tensor | None = None,
         *,
         frame_interval_s: float | Tensor | None = None,
         size: Tensor | tuple[int, int] | None = None,
@@ -154,28 +172,60 @@ class Transformer(nn.Module):
 
         timestep [B], or [B, T] for frames at different noise levels: 1000 is pure noise, 0 is data.
         text [B, L, D_text]; text_mask [B, L] bool, at least one true a row: rows that are false are padding
-        and change nothing. frame_interval_s: seconds from one frame to the next, for all or [B]; 1/8 when
-        not given. size: height and width in pixels, for all or [B, 2]; networks that are conditioned on it need
-        it, others ignore it.
+        and change nothing; None where nothing is padded. Or, in place of both, what `read_text` made of them.
+        frame_interval_s: seconds from one frame to the next, for all or [B]; 1/8 when not given. size: height and
+        width in pixels, for all or [B, 2]; networks that are conditioned on it need it, others ignore it.
 
         Raises ValueError for latents that do not divide into patches, and for a size that is needed and missing.
         """
         dtype = self.scale_shift_table.dtype
-        text = text.to(dtype)
-        grid = self._grid(latents)
-        x = self.pos_embed(latents.to(dtype))  # [B, T, N, D]
+        if not isinstance(text, TextContext):
+            text = self._project(text, text_mask)
+        grid, frames = self._grid(latents), latents.shape[2]
+        video = SharedVideo(self.sequence_group, frames, grid[0] * grid[1])
+        x = self.pos_embed(video.own_frames(latents, 2).to(dtype))  # [B, T, N, D]
         x = (x + self._spatial_positions(grid, x.device)).to(dtype)
         interval_s = self._interval(frame_interval_s, x.device)  # [B or 1, 1]
-        embedding = self._embed(timestep, text, text_mask, size, interval_s)  # [B, F, D]
+        embedding = self._embed(timestep, text.pooled, size, interval_s)  # [B, F, D]
         vectors = self.adaln_single(embedding)  # [B, F, 6, D]
-        captions = self.caption_projection(text)  # [B, L, D]
-        times = self._temporal_positions(x, interval_s)
-        for index in range(self.config.num_layers):
+        times = self._temporal_positions(frames, interval_s)
+        for index, layer_text in enumerate(text.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._pair, index, x, vectors, captions, text_mask, times, use_reentrant=False)
+                x = checkpoint(self._pair, index, x, vectors, layer_text, text.mask, times, video, use_reentrant=False)
             else:
-                x = self._pair(index, x, vectors, captions, text_mask, times)
-        return self._unpatchify(self._last_layer(x, embedding), grid)
+                x = self._pair(index, x, vectors, layer_text, text.mask, times, video)
+        x = self._last_layer(x, video.own_frames(embedding, 1))
+        return self._unpatchify(video.all_frames(x), grid)
+
+    def shard_sequence(self, group: dist.ProcessGroup | None) -> None:
+        """From now on the ranks of ``group`` compute each video together (see `models.sequence_parallel`); None: alone.
+
+        Every rank of the group then calls `forward` with the same arguments and gets the same, whole result. Raises
+        ValueError where temporal attention is full, which needs all places of all frames at once.
+        """
+        if group is not None and self.config.temporal_attention == "full":
+            raise ValueError("temporal_attention is 'full'; expected 'axial' where the ranks share a video")
+        self.sequence_group = group
+
+    def read_text(self, text: Tensor, text_mask: Tensor | None = None) -> TextContext:
+        """Text and mask as `forward` takes them -> what all calls with this text share, keys and values included.
+
+        For sampling, where many calls follow. In training each block makes its own keys and values, so that they need
+        not be kept where its activations are not.
+        """
+        context = self._project(text, text_mask)
+        layers = []
+        for block, layer in zip(self.transformer_blocks, context.layers, strict=True):
+            assert isinstance(block, SpatialBlock)
+            layers.append(block.attn2.keys_values(layer))
+        return replace(context, layers=tuple(layers))
+
+    def _project(self, text: Tensor, text_mask: Tensor | None) -> TextContext:
+        text = text.to(self.scale_shift_table.dtype)
+        captions = self.caption_projection(text)[:, :, None]  # [B, L, 1, D]
+        pooled = None if self.pooled_text is None else self.pooled_text(_mean(text, text_mask))
+        mask = None if text_mask is None else text_mask[:, None, None, :]
+        return TextContext((captions,) * self.config.num_layers, mask, pooled)
 
     def _grid(self, latents: Tensor) -> tuple[int, int]:
         """Patches along height and along width."""
@@ -193,47 +243,53 @@ class Transformer(nn.Module):
     def _interval(self, frame_interval_s: float | Tensor | None, device: torch.device) -> Tensor:
         """Seconds between frames, [B or 1, 1] float64."""
         interval_s = DEFAULT_FRAME_INTERVAL_S if frame_interval_s is None else frame_interval_s
-        return torch.as_tensor(interval_s, dtype=torch.float64, device=device).reshape(-1, 1)
+        return torch.as_tensor(interval_s, dtype=torch.float64).to(device, non_blocking=True).reshape(-1, 1)
 
-    def _temporal_positions(self, x: Tensor, interval_s: Tensor) -> Tensor:
+    def _temporal_positions(self, frames: int, interval_s: Tensor) -> Tensor:
         """Time since the first frame, in units of 1 / temporal_pos_per_s: [B or 1, T, 1, D], for rope D/H."""
-        frames = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
-        positions = (frames * interval_s * self.config.temporal_pos_per_s)[:, :, None]
+        numbers = torch.arange(frames, dtype=torch.float64, device=interval_s.device)
+        positions = (numbers * interval_s * self.config.temporal_pos_per_s)[:, :, None]
         if self.config.temporal_pos == "rope":
             return sincos(positions, self.config.head_dim)
-        return sincos(positions, self.config.width).to(x.dtype)
+        return sincos(positions, self.config.width).to(self.scale_shift_table.dtype)
 
     def _embed(
         self,
         timestep: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
+        pooled_text: Tensor | None,
         size: Tensor | tuple[int, int] | None,
         interval_s: Tensor,
     ) -> Tensor:
         """What conditions all tokens: the timestep, and as configured size, frame rate and mean text, [B, F, D]."""
         timestep = timestep[:, None] if timestep.ndim == 1 else timestep
         if size is not None:
-            size = torch.as_tensor(size, dtype=torch.float32, device=text.device).reshape(-1, 2)
-        embedding = self.adaln_single.emb(timestep, size, 1 / interval_s, text.dtype)
-        if self.pooled_text is None:
-            return embedding
-        kept = text_mask[:, :, None]
-        mean = text.masked_fill(~kept, 0).sum(1) / kept.sum(1)
-        return embedding + self.pooled_text(mean)[:, None]
+            size = torch.as_tensor(size, dtype=torch.float32).to(timestep.device, non_blocking=True).reshape(-1, 2)
+        embedding = self.adaln_single.emb(timestep, size, 1 / interval_s, self.scale_shift_table.dtype)
+        return embedding if pooled_text is None else embedding + pooled_text
 
     def _pair(
-        self, index: int, x: Tensor, vectors: Tensor, captions: Tensor, text_mask: Tensor, times: Tensor
+        self,
+        index: int,
+        x: Tensor,
+        vectors: Tensor,
+        text: Tensor | KeysValues,
+        mask: Tensor | None,
+        times: Tensor,
+        video: SharedVideo,
     ) -> Tensor:
-        """A spatial block and the temporal block after it: [B, T, N, D] -> [B, T, N, D]."""
-        x = self.transformer_blocks[index](x, vectors, captions, text_mask)
-        temporal = self.temporal_transformer_blocks[index]
+        """A spatial block and the temporal block after it: [B, T, N, D] -> [B, T, N, D], this rank's frames."""
+        x = self.transformer_blocks[index](x, video.own_frames(vectors, 1), text, mask)
+        return video.to_frames(self._temporal(index, video.to_tokens(x), vectors, times))
+
+    def _temporal(self, index: int, x: Tensor, vectors: Tensor, times: Tensor) -> Tensor:
+        """[B, T, N, D] -> [B, T, N, D], of all frames."""
+        block = self.temporal_transformer_blocks[index]
         if self.config.temporal_pos == "branch":
-            return temporal(x, vectors, added=times)
+            return block(x, vectors, added=times)
         if self.config.temporal_pos == "rope":
-            return temporal(x, vectors, rotation=times)
+            return block(x, vectors, rotation=times)
         # Latte gives a single image no temporal position.
-        return temporal(x + times if index == 0 and x.shape[1] > 1 else x, vectors)
+        return block(x + times if index == 0 and x.shape[1] > 1 else x, vectors)
 
     def _last_layer(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, T, N, D] -> [B, T, N, p*p*C']"""
@@ -244,6 +300,14 @@ class Transformer(nn.Module):
         """[B, T, N, p*p*C'] -> [B, C', T, h, w]"""
         (rows, columns), patch = grid, self.config.patch_size
         return rearrange(x, "b t (y x) (p q c) -> b c t (y p) (x q)", y=rows, x=columns, p=patch, q=patch)
+
+
+def _mean(text: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of the vectors that are no padding: [B, L, D], [B, L] -> [B, 1, D]."""
+    if mask is None:
+        return text.mean(1, keepdim=True)
+    kept = mask[:, :, None]
+    return text.masked_fill(~kept, 0).sum(1, keepdim=True) / kept.sum(1, keepdim=True)
 
 
 def _initialise(model: Transformer) -> None:

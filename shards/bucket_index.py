@@ -13,6 +13,7 @@ from shards import storage
 from shards.errors import DatasetError, ShardError
 from shards.filter import Filter
 from shards.manifest import INDEX, BucketEntry, ColumnEntry
+from shards.node_tables import Share
 from shards.schema import CHECKSUM, KEY, LATENTS, LENGTH, OFFSET, SHAPE, SHARD, SPLIT, index_field, index_schema
 from shards.tars import Tar
 
@@ -39,14 +40,21 @@ class OpenBucket:
     columns: Mapping[str, Records]
 
 
-def open_bucket(root: storage.Place, name: str, entry: BucketEntry, columns: list[str], filter: str) -> OpenBucket:
+def open_bucket(
+    root: storage.Place, name: str, entry: BucketEntry, columns: list[str], filter: str, share: Share
+) -> OpenBucket:
     """Reads the columns' part of a bucket's index, after a check of the whole file's hash.
 
     ``filter`` says which rows are chosen; all if it is empty. It may use ``split``, a number from 0 to 1 that each
     source has of its own, the same in all datasets. Raises DatasetError where the filter is no condition on the
     index's columns, ShardError if the index is damaged.
     """
-    path = root / INDEX / entry.index
+    index = share(lambda: _select(_read(root / INDEX / entry.index, entry, columns), filter))
+    opened = {column: _records(root / name / column, entry.columns[column], index, column) for column in columns}
+    return OpenBucket(entry, index, index[KEY].combine_chunks(), index[SHARD].to_numpy(), opened)
+
+
+def _read(path: storage.Place, entry: BucketEntry, columns: list[str]) -> pa.Table:
     try:
         data = storage.read(path)
     except FileNotFoundError as error:
@@ -57,9 +65,7 @@ def open_bucket(root: storage.Place, name: str, entry: BucketEntry, columns: lis
             f"{path} has the hash {found}, the manifest says {entry.index_hash}: "
             "the index is damaged; run the same encode again"
         )
-    index = _select(pq.read_table(pa.BufferReader(data), columns=index_schema(columns).names), filter)
-    opened = {column: _records(root / name / column, entry.columns[column], index, column) for column in columns}
-    return OpenBucket(entry, index, index[KEY].combine_chunks(), index[SHARD].to_numpy(), opened)
+    return pq.read_table(pa.BufferReader(data), columns=index_schema(columns).names)
 
 
 def _select(index: pa.Table, filter: str) -> pa.Table:

@@ -18,6 +18,7 @@ from shards.compaction import compact
 from shards.errors import DatasetError, ShardError
 from shards.manifest import MANIFEST, Manifest, create_dataset, ensure_fingerprint, read_header, require_equal
 from shards.memory import empty_rows
+from shards.node_tables import Share, own_table
 from shards.null_text import null_text_bytes, null_text_path, parse_null_text
 from shards.schema import LATENTS, Bucket, RecordLayout, record_layout
 from shards.tars import RESTORE, Tar, Tars, TarsInPlace
@@ -57,12 +58,14 @@ class Dataset:
         buckets: Sequence[Bucket | str] | None = None,
         text: str | Sequence[str] | None = None,
         filter: str = "",
+        share: Share = own_table,
     ) -> "Dataset":
         """Opens the dataset at ``path``, a folder or a URL.
 
         ``buckets`` chooses among its buckets (default: all). ``text`` is a text column, such as ``text.t5``, or
         several, that each of them must have; the others are then left out. ``filter`` is a condition on the
         columns of the index (see ``filter.Filter``): samples for which it does not hold are as if not there.
+        ``share`` may hold the indexes in memory once for several processes.
         Raises DatasetError if the dataset, a bucket or a column is not there or if the filter is none or leaves
         nothing, ShardError if the manifest or an index is damaged.
         """
@@ -78,7 +81,8 @@ class Dataset:
             entry = _find(manifest.buckets, name, root, "bucket")
             for column in texts or ():
                 _find(entry.columns, column, root, name, "column")
-            opened[name] = open_bucket(root, name, entry, [LATENTS, *texts] if texts else list(entry.columns), filter)
+            columns = [LATENTS, *texts] if texts else list(entry.columns)
+            opened[name] = open_bucket(root, name, entry, columns, filter, share)
         if filter and not any(len(bucket.shard) for bucket in opened.values()):
             samples = sum(bucket.entry.samples for bucket in opened.values())
             raise DatasetError(f"data.filter: {filter!r} holds for none of the {samples} samples of {root}: widen it")

@@ -81,6 +81,12 @@ class Batch:
     text: np.ndarray  # [b, L, D] float16
     text_mask: np.ndarray  # [b, L] bool
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """T, h, w"""
+        frames, _, height, width = self.mean.shape[1:]
+        return frames, height, width
+
     def split(self, parts: int) -> "list[Batch]":
         """The batch in equal micro-batches; ``parts`` divides b."""
         size = len(self.keys) // parts

@@ -17,6 +17,7 @@ from stages.evaluation.measure import Subject, measure
 from stages.evaluation.measured import headlines, plain_numbers
 from stages.evaluation.own_samples import make_samples
 from stages.evaluation.report import Clip, Page, write_report
+from stages.evaluation.training_samples import read_training_samples
 from stages.output import output_folder, save_settings, save_summary, write_text
 from stages.page import percent
 from stages.shapes.check import Score, Share, SplitScore, check_file, score
@@ -45,8 +46,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     verdicts = [(clip.prompt, clip.observed) for clip in clips if clip.observed is not None]
     result = score(verdicts) if verdicts else None
     measured = measure(config, subject) if subject else None
+    while_training = read_training_samples(config.run, config.pretrained_model_path, manifest.latent_rgb)
     checkpoint = str(subject.trained.checkpoint if subject else found.get("checkpoint", ""))
-    write_report(output / REPORT, Page(clips, result, training, manifest, _settings(config), checkpoint, measured))
+    page = Page(clips, result, training, manifest, _settings(config), checkpoint, measured, while_training)
+    write_report(output / REPORT, page)
 
     adherence = None if result is None else adherence_numbers(result)
     metrics = {"adherence": adherence, "samples": [_verdict(clip) for clip in clips]}

@@ -10,8 +10,8 @@ from shards.schema import LATENTS, TEXT
 from stages.evaluation.config import ClipsConfig, EvaluateConfig
 from stages.evaluation.trained import Execution, Trained
 from stages.output import progress_bar
-from stages.sampling.config import SampleConfig
-from stages.sampling.denoise import denoise
+from stages.sampling.config import DenoiseConfig, SampleConfig
+from stages.sampling.denoise import Request, denoise
 from stages.sampling.sample import sample
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import caption_of, draw_clips, largest_filled
@@ -39,21 +39,13 @@ def sample_captions(config: ClipsConfig, trained: Trained, run: Execution) -> Sa
     frames, channels, height, width = dataset.shapes(bucket, LATENTS)[rows[0]].tolist()
 
     model, null_text = run.load(trained), read_null_text(trained.checkpoint)[0]
+    how = DenoiseConfig(steps=config.steps, guidance_scale=config.guidance_scale)
     made: list[torch.Tensor] = []
     with progress_bar(config.samples, "denoise", "video") as bar:
         for start in range(0, config.samples, run.batch_size):
             seeds = range(start, min(start + run.batch_size, config.samples))
-            latents = denoise(
-                model,
-                trained.info,
-                [texts[seed % len(texts)] for seed in seeds],
-                null_text,
-                seeds,
-                (channels, frames, height, width),
-                steps=config.steps,
-                guidance_scale=config.guidance_scale,
-            )
-            made.append(latents.cpu())
+            requests = [Request(texts[seed % len(texts)], null_text, seed) for seed in seeds]
+            made.append(denoise(model, trained.info, requests, (channels, frames, height, width), how).cpu())
             bar.update(len(seeds))
     seeds = range(config.samples)
     return SampledLatents(

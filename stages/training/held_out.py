@@ -13,6 +13,7 @@ import xxhash
 from shards.dataset import Dataset
 from shards.errors import DatasetError
 from shards.loader import DataConfig
+from shards.node_tables import Share, own_table
 from shards.order import FixedOrder
 from shards.schema import CAPTION, KEY, SPLIT, Bucket, index_field
 from stages.errors import ConfigError, at_least
@@ -54,17 +55,17 @@ def _joined(filter: str, condition: str) -> str:
     return f"({filter}) and {condition}" if filter else condition
 
 
-def open_clips(config: ValidationConfig, data: DataConfig, buckets: Sequence[str]) -> Dataset:
+def open_clips(config: ValidationConfig, data: DataConfig, buckets: Sequence[str], share: Share = own_table) -> Dataset:
     """The dataset of the held-out clips alone, or where nothing is held out, of those that are trained on.
 
     Raises ConfigError where the share holds no clip.
     """
     columns = list(data.text_columns())
     if not config.holdout:
-        return Dataset.open(data.shards, buckets=buckets, text=columns, filter=data.filter)
+        return Dataset.open(data.shards, buckets=buckets, text=columns, filter=data.filter, share=share)
     condition = _joined(data.filter, f"{SPLIT} < {config.holdout}")
     try:
-        return Dataset.open(data.shards, buckets=buckets, text=columns, filter=condition)
+        return Dataset.open(data.shards, buckets=buckets, text=columns, filter=condition, share=share)
     except DatasetError as error:
         raise ConfigError(f"validation.holdout is {config.holdout}: {error}") from None
 

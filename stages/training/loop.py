@@ -64,7 +64,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
     )
     if run.prompts and log:
         _show(run, run.prompts, "sampled_clips", run.prompts.clips, progress.step, log)
-    watch, stop, saved_step = Stopwatch(), 0, progress.step
+    watch, stop, saved_step = Stopwatch(run.ranks.device), 0, progress.step
     with closing(run.checkpoints), closing(source.loader.batches(progress.step, settings.steps)) as batches:
         for step in range(progress.step, settings.steps):
             # Read.
@@ -74,7 +74,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
 
             # Agree: all ranks go on, or none; one that went alone would wait for the others for ever.
             failed_rank = run.ranks.rank if isinstance(batch, Exception) else -1
-            stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank], run.ranks)
+            stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank])
             if isinstance(batch, Exception):
                 raise batch
             if failed_rank >= 0:
@@ -83,7 +83,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
                 break
 
             # Step.
-            tokens = run.model.config.tokens(batch.mean.shape[1], *batch.mean.shape[3:])
+            tokens = run.model.config.tokens(*batch.latent_shape)
             losses = [
                 run.engine.backward(loss_of.training(run.engine.module, part, tokens))
                 for part in batch.split(settings.gradient_accumulation)
@@ -91,7 +91,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             clip_norm = progress.guard.clip_norm(config.optimizer)
             norm = run.engine.step(lr_share(step, settings.steps, config.optimizer), clip_norm)
             samples = source.order.batch_size[batch.bucket.name]
-            watch.add(samples, samples * tokens, waited_s)
+            watch.add(run.model.config, batch, samples, waited_s)
             done = step + 1
             seen = progress.samples_seen + samples
             progress = progress.after(done, seen, progress.guard.after(norm, config.optimizer))
@@ -109,14 +109,14 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
                     metrics |= run.held_out.losses(run.engine.module, loss_of)
                 if log:
                     log.attempt(log.write, metrics)
-                watch = Stopwatch()
+                watch = Stopwatch(run.ranks.device)
 
             # Sample.
             if run.prompts and (last or done % run.prompts.every == 0):
                 sampled = run.prompts.sample(run.model, run.info, source.null_text, done)
                 if sampled and log:
                     log.attempt(_keep, run, run.prompts, sampled, log)
-                watch = Stopwatch()
+                watch = Stopwatch(run.ranks.device)
 
             # Save.
             if done % settings.save_every == 0:
@@ -145,6 +145,7 @@ def _show(run: Run, prompts: Prompts, name: str, latents: np.ndarray, step: int,
     rgb_map = run.source.dataset.manifest.latent_rgb
     if rgb_map:
         log.show(name, prompts.picture(latents, rgb_map), step)
+        log.play(f"{name}_video", prompts.video(latents, rgb_map), run.source.fps, step)
 
 
 def _tell_skipped(run: Run, progress: Progress, loss: torch.Tensor) -> None:
@@ -190,6 +191,5 @@ def _metrics(
         "skipped_steps": progress.guard.skipped_steps,
         **watch.report(),
         "peak_memory_gb": peak_memory_gb(),
-        "mfu": None,
     }
     return metrics if keys is None else {**metrics, "sample_ids": keys}

@@ -1,14 +1,23 @@
 """The data of a run."""
 
+import platform
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from shards.dataset import Dataset
 from shards.loader import Loader, selection_hash
+from shards.node_tables import NodeTables, Share, own_table
 from shards.order import SampleOrder, batch_sizes
 from shards.schema import LATENTS
+from stages.engine import Ranks, barrier, from_main
 from stages.errors import ConfigError
 from stages.training.config import StepConfig, TrainConfig, transformer_config
 from stages.training.held_out import training_filter
@@ -31,13 +40,30 @@ class Source:
     selection_hash: str
 
 
-def open_source(config: TrainConfig, rank: int = 0, world: int = 1) -> Source:
+@contextmanager
+def node_tables(ranks: Ranks) -> Iterator[Share]:
+    """How the ranks of a node hold the indexes in memory once; all of them must open the same."""
+    if ranks.world == 1:
+        yield own_table
+        return
+    folder = Path(tempfile.gettempdir()) / f"wisesora-{from_main(uuid.uuid4().hex)}-{platform.node()}"
+    first = ranks.node_rank == 0
+    if first:
+        folder.mkdir()
+    try:
+        yield NodeTables(folder, barrier, first=first)
+    finally:
+        if first:
+            shutil.rmtree(folder)
+
+
+def open_source(config: TrainConfig, rank: int = 0, world: int = 1, share: Share = own_table) -> Source:
     """Open the shards and fix the order of samples. Raises DatasetError where they cannot be trained on."""
     if not config.data.shards:
         raise ConfigError("data.shards is not set: give data.shards=the output folder of an encode")
     columns = list(config.data.text_columns())
     chosen = training_filter(config.data.filter, config.validation)
-    dataset = Dataset.open(config.data.shards, text=columns, filter=chosen)
+    dataset = Dataset.open(config.data.shards, text=columns, filter=chosen, share=share)
     vae = dataset.shared(LATENTS, "vae")
     multiple = vae["spatial_factor"] * transformer_config(config).patch_size
     for bucket in dataset.buckets:
@@ -73,15 +99,19 @@ def _batch_sizes(settings: StepConfig, sample_tokens: dict[str, int]) -> dict[st
     return dict.fromkeys(sample_tokens, settings.batch_size)
 
 
-def open_held_out(config: TrainConfig, source: Source, rank: int = 0, world: int = 1) -> HeldOut | None:
+def open_held_out(
+    config: TrainConfig, source: Source, rank: int = 0, world: int = 1, share: Share = own_table
+) -> HeldOut | None:
     """The clips to validate on. Raises ConfigError where ``validation.holdout`` holds none."""
     sizes = {name: size // config.train.gradient_accumulation for name, size in source.order.batch_size.items()}
-    return HeldOut.open(config.validation, config.data, sizes, rank, world)
+    return HeldOut.open(config.validation, config.data, sizes, rank, world, share)
 
 
-def open_prompts(config: TrainConfig, source: Source, rank: int = 0, world: int = 1) -> Prompts | None:
+def open_prompts(
+    config: TrainConfig, source: Source, rank: int = 0, world: int = 1, share: Share = own_table
+) -> Prompts | None:
     """The captions to sample. Raises ConfigError where ``validation.holdout`` holds none."""
-    return Prompts.open(config.validation, config.data, list(source.order.batch_size), rank, world)
+    return Prompts.open(config.validation, config.data, list(source.order.batch_size), rank, world, share)
 
 
 def batches_of(source: Source) -> str:

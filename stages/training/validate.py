@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from shards.loader import Batch, DataConfig, Loader
+from shards.node_tables import Share, own_table
 from shards.order import FixedOrder
 from stages.engine import mean_over_ranks
 from stages.training.held_out import ValidationConfig, fixed_order, noise_levels, open_clips
@@ -27,7 +28,13 @@ class HeldOut:
 
     @classmethod
     def open(
-        cls, config: ValidationConfig, data: DataConfig, batch_sizes: Mapping[str, int], rank: int, world: int
+        cls,
+        config: ValidationConfig,
+        data: DataConfig,
+        batch_sizes: Mapping[str, int],
+        rank: int,
+        world: int,
+        share: Share = own_table,
     ) -> "HeldOut | None":
         """Choose the clips; None where nothing is held out.
 
@@ -36,7 +43,7 @@ class HeldOut:
         """
         if not config.holdout:
             return None
-        dataset = open_clips(config, data, list(batch_sizes))
+        dataset = open_clips(config, data, list(batch_sizes), share)
         order = fixed_order(dataset, config.samples, batch_sizes)
         whole = replace(data, strides=(1,), subclip_frames=())
         return cls(Loader(dataset, whole, order, rank, world), order, config.levels, world)

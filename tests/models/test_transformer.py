@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.transformer import Transformer, TransformerConfig
 from tests.models.networks import (
@@ -151,6 +151,35 @@ def test_padding_and_neighbours_change_nothing() -> None:
         garbage = torch.cat([text[one, :length], torch.full((1, 9, SMALL.text_dim), 50.0)], dim=1)
         padded = model(latents[one], timestep[one], garbage, torch.arange(length + 9)[None] < length)
         assert_close(padded, alone, share=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [(6, 2), (5, 5)])
+@torch.no_grad()
+def test_text_that_was_read_before_gives_the_same(lengths: tuple[int, ...]) -> None:
+    """Over several timesteps, with nothing of the text computed anew."""
+    model = random_transformer(replace(SMALL, pooled_text=True, temporal_pos="branch"))
+    latents, timestep, text, mask = inputs(lengths=lengths)
+    expected = [model(latents, shift + timestep, text, mask) for shift in (0, 25)]
+    context, computed = model.read_text(text, mask), list[nn.Module]()
+    for part in (model.caption_projection, model.pooled_text):
+        part.register_forward_hook(lambda layer, *_: computed.append(layer))
+    for block in model.transformer_blocks:
+        for layer in (block.attn2.to_k, block.attn2.to_v):
+            layer.register_forward_hook(lambda layer, *_: computed.append(layer))
+    for shift, output in zip((0, 25), expected, strict=True):
+        assert torch.equal(model(latents, shift + timestep, context), output)
+    assert not computed
+    model(latents, timestep, text, mask)
+    assert len(computed) == 2 + 2 * SMALL.num_layers
+
+
+@torch.no_grad()
+def test_no_mask_is_a_mask_that_hides_nothing() -> None:
+    model = random_transformer(replace(SMALL, pooled_text=True))
+    latents, timestep, text, mask = inputs(lengths=(5, 5))
+    expected = model(latents, timestep, text, mask)
+    assert_close(model(latents, timestep, text), expected, share=1e-5)
+    assert_close(model(latents, timestep, model.read_text(text)), expected, share=1e-5)
 
 
 @torch.no_grad()
