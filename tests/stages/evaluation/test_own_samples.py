@@ -14,7 +14,8 @@ from shards.schema import TEXT
 from stages.evaluation.config import ClipsConfig
 from stages.evaluation.own_samples import sample_captions
 from stages.evaluation.trained import Execution, Trained
-from stages.sampling.denoise import denoise
+from stages.sampling.config import DenoiseConfig
+from stages.sampling.denoise import Request, denoise
 from tests.stages.evaluation.tiny_run import SIZE, T5, vae, write_dataset, write_run
 
 
@@ -36,7 +37,8 @@ def test_a_sample_is_of_its_own_caption_and_seed(batch_size: int, tmp_path: Path
     for seed in (0, 1, count):
         row = captions.index(found.prompts[seed])
         text = torch.from_numpy(held_out.read(SIZE, row, T5)[TEXT].astype(np.float32))
-        alone = denoise(model, info, [text], torch.zeros(1, 6), [seed], (4, 8, 8, 8), steps=2, guidance_scale=3.0)
+        request = Request(text, torch.zeros(1, 6), seed)
+        alone = denoise(model, info, [request], (4, 8, 8, 8), DenoiseConfig(steps=2, guidance_scale=3.0))
         expected = LatentStats.of(vae()).denormalise(alone[0])
         assert torch.allclose(found.latents[seed], expected, atol=1e-3 * float(expected.std()))
     assert (found.step, found.fps) == (7, 8)
