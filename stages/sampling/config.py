@@ -89,6 +89,14 @@ class GivenConfig:
 
 
 @dataclass(frozen=True)
+class TextEncoderConfig:
+    """The precision that T5 computes in, and where: "cpu" leaves it in the host's memory; None is the device's."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["cpu"] | None = None
+
+
+@dataclass(frozen=True)
 class SampleConfig(DenoiseConfig):
     """The settings of ``sample``.
 
@@ -101,6 +109,7 @@ class SampleConfig(DenoiseConfig):
     negative_prompt: what guidance leads away from, one for all prompts or a list of one for each; empty, it is the
       empty caption that the checkpoint was trained with.
     given: frames that are not made.
+    vae_batch_frames: frames that the VAE decodes at a time, always so many.
     batch_size: samples that run together, always so many: a batch that is not full is filled up. A sample's bits
       depend on it, but not on what else is sampled.
     Sample i of the list has the seed ``seed + i``.
@@ -124,6 +133,8 @@ class SampleConfig(DenoiseConfig):
     width: int | None = None
     frames: int | None = None
     given: GivenConfig = field(default_factory=GivenConfig)
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    vae_batch_frames: int = 8
     batch_size: int = 8
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -136,7 +147,7 @@ class SampleConfig(DenoiseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "height", "width", "frames", "batch_size")
+        at_least(self, 1, "height", "width", "frames", "batch_size", "vae_batch_frames")
         at_least(self, 0, "seed")
         if self.seed >= 2**63:
             raise ValueError(f"seed: found {self.seed}, expected less than 2**63")

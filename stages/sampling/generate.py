@@ -9,6 +9,7 @@ import torch
 from models.latents import LatentStats
 from models.weights import CheckpointInfo, read_info, read_null_text
 from stages.output import progress_bar
+from stages.sampling import ranks
 from stages.sampling.checkpoint import check_models, check_sampler, latent_shape
 from stages.sampling.config import SampleConfig
 from stages.sampling.denoise import Given, Request, denoise
@@ -16,6 +17,8 @@ from stages.sampling.given import encode_given, given_frames
 from stages.sampling.models import Models
 from stages.sampling.prompts import one_each
 from stages.sampling.sampled_latents import SampledLatents
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models: Models) -> SampledLatents:
@@ -40,18 +43,17 @@ def _denoise_all(
     shape: tuple[int, int, int, int],
     models: Models,
 ) -> torch.Tensor:
-    """Normalised latents, [N, C, T, h, w]."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = models.transformer(checkpoint, weights=config.weights).to(models.device, dtype)
-    latents = torch.empty(len(requests), *shape)
-    batches = list(fixed_batches(requests, config.batch_size))
+    """Normalised latents, [N, C, T, h, w], of which each rank makes a share."""
+    model = models.transformer(checkpoint, weights=config.weights).to(models.device, DTYPES[config.precision])
+    latents = torch.zeros(len(requests), *shape)
+    batches = list(fixed_batches(requests, config.batch_size))[ranks.rank() :: ranks.world()]
     with progress_bar(len(batches) * config.steps, "denoise", "step") as bar:
         for batch in batches:
             filled = [requests[number] for number in batch]
             filled += filled[-1:] * (config.batch_size - len(batch))
             made = denoise(model, info, filled, shape, config, on_step=bar.update)
             latents[list(batch)] = made[: len(batch)].cpu()
-    return latents
+    return ranks.summed(latents)
 
 
 def fixed_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[int, ...]]:
@@ -78,7 +80,8 @@ def _encode_prompts(
 ) -> list[Request]:
     negatives = one_each("negative_prompt", config.negative_prompt, len(prompts))
     max_tokens = info.text_encoder["max_tokens"]
-    encoder = models.text_encoder(config.pretrained_model_path, models.device, max_tokens=max_tokens)
+    device, dtype = config.text_encoder.device or models.device, DTYPES[config.text_encoder.precision]
+    encoder = models.text_encoder(config.pretrained_model_path, device, dtype, max_tokens=max_tokens)
     texts = [torch.from_numpy(text) for text in encoder.encode([*prompts, *negatives])]
     null_text, mask = read_null_text(checkpoint)
     return [

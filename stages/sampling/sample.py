@@ -8,6 +8,7 @@ from models.vae import vae_identity
 from models.weights import read_info
 from stages.errors import ConfigError
 from stages.output import output_folder, save_settings, save_summary
+from stages.sampling import ranks
 from stages.sampling.checkpoint import check_sampler, choose_checkpoint, latent_shape, require_same
 from stages.sampling.config import GivenConfig, SampleConfig
 from stages.sampling.files import file_stems, write_samples
@@ -26,7 +27,7 @@ def sample(config: SampleConfig, models: Models | None = None) -> dict[str, Any]
         samples = read_latents(config)
         stems = file_stems(samples.prompts, config.names)
         output = output_folder(config.output)
-        save_settings(output, config)
+        _save_settings(output, config)
         source: dict[str, Any] = {"latents": config.latents, "step": samples.step}
     else:
         prompts, of_each = _repeated(config)
@@ -35,15 +36,22 @@ def sample(config: SampleConfig, models: Models | None = None) -> dict[str, Any]
         check_hash(config, checkpoint, found)
         output = output_folder(config.output)
         config = replace(config, ckpt=str(checkpoint.absolute()), ckpt_hash=found)
-        save_settings(output, config)
+        _save_settings(output, config)
         config = replace(config, **of_each)
         samples = generate(config, prompts, checkpoint, models)
         source = {"checkpoint": str(checkpoint)}
     files = write_samples(output, stems, samples, config, models)
     rows = zip(files, samples.prompts, samples.seeds, strict=True)
     summary = {"samples": [{"file": file, "prompt": prompt, "seed": seed} for file, prompt, seed in rows], **source}
-    save_summary(output, summary)
+    ranks.wait_for_all()
+    if ranks.rank() == 0:
+        save_summary(output, summary)
     return summary
+
+
+def _save_settings(output: Path, config: SampleConfig) -> None:
+    if ranks.rank() == 0:
+        save_settings(output, config)
 
 
 def from_latents(config: SampleConfig) -> bool:
