@@ -107,6 +107,11 @@ def largest_over_ranks(values: Sequence[int]) -> list[int]:
     return tensor.tolist()
 
 
+def sum_on_hosts(tensor: torch.Tensor) -> None:
+    """Make of a tensor on the CPU the sum over the ranks, on every rank, without waiting for the devices."""
+    dist.all_reduce(tensor, group=_host_group())
+
+
 @functools.cache
 def _host_group() -> dist.ProcessGroup | None:
     """All ranks, over gloo; None: as the default group is."""
