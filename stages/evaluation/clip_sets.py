@@ -11,6 +11,7 @@ import numpy as np
 from models.vae import FrozenVAE
 from shards.dataset import Dataset
 from shards.schema import KEY, LATENTS, MEAN, Bucket
+from stages.sampling.files import LATENTS_FILE
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import caption_of, draw_clips
 
@@ -32,12 +33,13 @@ class ClipSet:
 
 
 def sampled(folder: Path, summary: dict[str, Any], vae: FrozenVAE) -> ClipSet:
-    """The samples of a folder, with its summary: decoded from their latents, where they were made from a file of them.
+    """The samples of a folder, with its summary: decoded from their latents, where it has those of this VAE.
 
-    Otherwise the frames are those of the .mp4, and the latents are what the VAE makes of these.
+    Otherwise the frames are those of the videos, and the latents are what the VAE makes of these.
     """
-    rows = summary["samples"]
-    latents = SampledLatents.read(Path(summary["latents"])).latents.transpose(1, 2) if "latents" in summary else None
+    rows, file = summary["samples"], folder / LATENTS_FILE
+    saved = SampledLatents.read(file) if file.is_file() else None
+    latents = saved.latents.transpose(1, 2) if saved and saved.vae == vae.identity else None
 
     def read(place: int) -> tuple[np.ndarray, np.ndarray]:
         if latents is None:

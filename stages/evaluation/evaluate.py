@@ -34,18 +34,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises ConfigError or DatasetError where an input is absent or is not what it should be.
     """
     started = time.perf_counter()
-    subject = Subject.open(config) if config.checkpoint else None
-    config = subject.completed(config) if subject else config
-    if not subject or config.samples:
-        read_samples(config.samples)
+    subject, config = _opened(config)
     training, manifest = read_training(config.run), read_manifest(config.shards)
     output = output_folder(config.output)
     save_settings(output, config)
-
     if subject and not config.samples:
-        vae = config.pretrained_model_path
-        samples = make_samples(config.clips, subject.trained, subject.execution, vae, output)
-        config = replace(config, samples=str(samples))
+        config = replace(config, samples=str(make_samples(config, subject.trained, subject.execution, output)))
+
     found = read_samples(config.samples)
     clips = [look_at(Path(config.samples), row) for row in tqdm(found["samples"], desc="check", disable=None)]
     verdicts = [(clip.prompt, clip.observed) for clip in clips if clip.observed is not None]
@@ -53,8 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     measured = measure(config, subject) if subject else None
     while_training = read_training_samples(config.run, config.pretrained_model_path, manifest.latent_rgb)
     checkpoint = str(subject.trained.checkpoint if subject else found.get("checkpoint", ""))
-    settings = _settings(config)
-    page = Page(clips, result, training, manifest, settings, checkpoint, while_training, measured)
+    page = Page(clips, result, training, manifest, _settings(config), checkpoint, measured, while_training)
     write_report(output / REPORT, page)
 
     adherence = None if result is None else adherence_numbers(result)
@@ -71,6 +65,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     save_summary(output, summary)
     return summary
+
+
+def _opened(config: EvaluateConfig) -> tuple[Subject | None, EvaluateConfig]:
+    """What is measured, if a checkpoint is, and the config with what follows from it. Checks the samples if given."""
+    subject = Subject.open(config) if config.checkpoint else None
+    config = subject.completed(config) if subject else config
+    if config.samples or not subject:
+        read_samples(config.samples)
+    return subject, config
 
 
 def look_at(folder: Path, row: dict[str, Any]) -> Clip:
@@ -105,11 +108,10 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
 
 def describe(config: EvaluateConfig) -> str:
     """What ``evaluate`` would do, in a line or two."""
-    subject = Subject.open(config) if config.checkpoint else None
-    config = subject.completed(config) if subject else config
-    rows = read_samples(config.samples)["samples"] if not subject or config.samples else []
+    subject, config = _opened(config)
     read_training(config.run)
     read_manifest(config.shards)
+    rows = read_samples(config.samples)["samples"] if config.samples else []
     scored = sum(_expected(row["prompt"]) is not None for row in rows)
     shown = f"{len(rows)} samples to show, {scored} of them to check against their prompts, in {config.output}/{REPORT}"
     if not subject:

@@ -112,13 +112,12 @@ def _losses(
         seed=0,
         device=run.device,
     )
-    found: dict[str, list[float]] = {}
+    levels, found = noise_levels(config.levels), dict[str, list[float]]()
     with closing(loader.batches(0, len(order))) as batches, progress_bar(order.samples, "loss", "clip") as bar:
         for batch in batches:
-            rows = _of_batch(model, loss_of, batch, noise_levels(config.levels))
-            own = [place for place, position in enumerate(batch.positions) if position >= 0]
-            found |= {batch.keys[place]: rows[place] for place in own}
-            bar.update(len(own))
+            # What fills up a batch is in it already.
+            found |= dict(zip(batch.keys, _of_batch(model, loss_of, batch, levels), strict=True))
+            bar.update(len(found) - bar.n)
     return found
 
 

@@ -118,8 +118,8 @@ class Page:
     manifest: Manifest
     settings: Sequence[tuple[str, str]]
     checkpoint: str = ""
-    training_samples: TrainingSamples | None = None
     measured: Measured | None = None
+    training_samples: TrainingSamples | None = None
     video_budget_bytes: int = VIDEO_BUDGET_BYTES
 
 

@@ -23,12 +23,12 @@ def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models:
     check_sampler(config, info)
     check_models(config.pretrained_model_path, info)
     requests = _encode_prompts(config, prompts, checkpoint, info, models)
-    latents = LatentStats.of(info.vae).denormalise(_denoise_all(config, requests, checkpoint, info, shape, models))
+    latents = LatentStats.of(info.vae).denormalise(denoise_all(config, requests, checkpoint, info, shape, models))
     seeds = [request.seed for request in requests]
     return SampledLatents(latents, prompts, seeds, info.step, info.vae, 1 / info.frame_interval_s)
 
 
-def _denoise_all(
+def denoise_all(
     config: SampleConfig,
     requests: list[Request],
     checkpoint: Path,

@@ -145,6 +145,7 @@ def _show(run: Run, prompts: Prompts, name: str, latents: np.ndarray, step: int,
     rgb_map = run.source.dataset.manifest.latent_rgb
     if rgb_map:
         log.show(name, prompts.picture(latents, rgb_map), step)
+        log.play(f"{name}_video", prompts.video(latents, rgb_map), run.source.fps, step)
 
 
 def _tell_skipped(run: Run, progress: Progress, loss: torch.Tensor) -> None:

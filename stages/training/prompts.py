@@ -17,14 +17,14 @@ from shards.latent_rgb import to_rgb
 from shards.loader import DataConfig
 from shards.node_tables import Share, own_table
 from shards.schema import LATENTS, MEAN, TEXT, Bucket
-from stages.contact_sheet import contact_sheet
+from stages.contact_sheet import contact_sheet, moving_sheet
 from stages.engine import stacked_on_main
 from stages.sampling.config import DenoiseConfig
 from stages.sampling.denoise import Request, denoise
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import ValidationConfig, caption_of, draw_clips, largest_filled, open_clips
 
-PICTURE_PX = 256  # about the longer side of a frame that is shown
+PICTURE_PX, VIDEO_PX = 256, 128  # about the longer side of a frame that is shown; of a video all of them are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +111,15 @@ class Prompts:
 
     def picture(self, latents: np.ndarray, rgb_map: list[list[float]]) -> np.ndarray:
         """A row a caption, frames from left to right: latents [N, T, C, h, w], unscaled -> uint8 [H, W, 3]."""
-        frames = to_rgb(latents, rgb_map)  # [N, T, h, w, 3]
-        times = max(1, PICTURE_PX // max(frames.shape[2:4]))
-        return np.asarray(contact_sheet(list(frames.repeat(times, 2).repeat(times, 3)), self.captions))
+        return np.asarray(contact_sheet(_frames(latents, rgb_map, PICTURE_PX), self.captions))
+
+    def video(self, latents: np.ndarray, rgb_map: list[list[float]]) -> np.ndarray:
+        """A row a caption: latents [N, T, C, h, w], unscaled -> uint8 [T, H, W, 3]."""
+        return moving_sheet(_frames(latents, rgb_map, VIDEO_PX), self.captions)
+
+
+def _frames(latents: np.ndarray, rgb_map: list[list[float]], longer_side_px: int) -> list[np.ndarray]:
+    """What the map shows of latents [N, T, C, h, w], enlarged: N of uint8 [T, H, W, 3]."""
+    frames = to_rgb(latents, rgb_map)  # [N, T, h, w, 3]
+    times = max(1, longer_side_px // max(frames.shape[2:4]))
+    return list(frames.repeat(times, 2).repeat(times, 3))
