@@ -42,10 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     output = output_folder(config.output)
     save_settings(output, config)
 
-    if subject and not config.samples:
-        vae = config.pretrained_model_path
-        samples = make_samples(config.clips, subject.trained, subject.execution, vae, output)
-        config = replace(config, samples=str(samples))
+    config = _with_samples(config, subject, output)
     found = read_samples(config.samples)
     clips = [look_at(Path(config.samples), row) for row in tqdm(found["samples"], desc="check", disable=None)]
     verdicts = [(clip.prompt, clip.observed) for clip in clips if clip.observed is not None]
@@ -70,6 +67,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     save_summary(output, summary)
     return summary
+
+
+def _with_samples(config: EvaluateConfig, subject: Subject | None, output: Path) -> EvaluateConfig:
+    """The config with samples made from the checkpoint, where it names none."""
+    if not subject or config.samples:
+        return config
+    vae = config.pretrained_model_path
+    return replace(config, samples=str(make_samples(config.clips, subject.trained, subject.execution, vae, output)))
 
 
 def look_at(folder: Path, row: dict[str, Any]) -> Clip:
