@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from models.text import LENGTHS, text_encoder_identity
+from models.text import text_encoder_identity
+from models.text_lengths import LENGTHS
 from models.vae import vae_identity
 from shards.schema import SCHEMA_VERSION, Bucket
 from stages.captions import captions_hash
@@ -132,7 +133,7 @@ def latents_fingerprint(config: EncodeConfig, vae: dict[str, Any], bucket: Bucke
         "schema_version": SCHEMA_VERSION,
         "vae": vae,
         "batch_frames": config.vae.batch_frames,
-        "compute": config.vae.precision,
+        "compute": config.vae.compute,
         "stored": "float16 mean and std" if config.vae.store_std else "float16 mean",
         "clip": asdict(bucket),
         "sampling": {"fps": config.clip.fps, "decoder": config.decoder, **POLICY},
@@ -149,7 +150,7 @@ def text_fingerprint(config: EncodeConfig, text_encoder: dict[str, Any]) -> dict
         "schema_version": SCHEMA_VERSION,
         "text_encoder": text_encoder,
         "lengths": list(LENGTHS),
-        "batch_captions": config.text_encoder.batch_captions,
+        "batch_tokens": config.text_encoder.batch_tokens,
         "compute": config.text_encoder.precision,
         "stored": "float16",
         CAPTIONS: captions_hash(given) if given else "of the metadata",

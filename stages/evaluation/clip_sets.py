@@ -32,12 +32,13 @@ class ClipSet:
 
 
 def sampled(folder: Path, summary: dict[str, Any], vae: FrozenVAE) -> ClipSet:
-    """The samples of a folder, with its summary: decoded from their latents, where they were made from a file of them.
+    """The samples of a folder, with its summary: decoded from their latents, where a file of them is still there.
 
     Otherwise the frames are those of the .mp4, and the latents are what the VAE makes of these.
     """
-    rows = summary["samples"]
-    latents = SampledLatents.read(Path(summary["latents"])).latents.transpose(1, 2) if "latents" in summary else None
+    rows, file = summary["samples"], Path(summary.get("latents", ""))
+    saved = SampledLatents.read(file) if file.is_file() else None
+    latents = saved.latents.transpose(1, 2) if saved and saved.vae == vae.identity else None
 
     def read(place: int) -> tuple[np.ndarray, np.ndarray]:
         if latents is None:

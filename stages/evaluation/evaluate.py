@@ -34,15 +34,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises ConfigError or DatasetError where an input is absent or is not what it should be.
     """
     started = time.perf_counter()
-    subject = Subject.open(config) if config.checkpoint else None
-    config = subject.completed(config) if subject else config
-    if not subject or config.samples:
-        read_samples(config.samples)
+    subject, config = _opened(config)
     training, manifest = read_training(config.run), read_manifest(config.shards)
     output = output_folder(config.output)
     save_settings(output, config)
+    if subject and not config.samples:
+        config = replace(config, samples=str(make_samples(config, subject.trained, subject.execution, output)))
 
-    config = _with_samples(config, subject, output)
     found = read_samples(config.samples)
     clips = [look_at(Path(config.samples), row) for row in tqdm(found["samples"], desc="check", disable=None)]
     verdicts = [(clip.prompt, clip.observed) for clip in clips if clip.observed is not None]
@@ -69,12 +67,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return summary
 
 
-def _with_samples(config: EvaluateConfig, subject: Subject | None, output: Path) -> EvaluateConfig:
-    """The config with samples made from the checkpoint, where it names none."""
-    if not subject or config.samples:
-        return config
-    vae = config.pretrained_model_path
-    return replace(config, samples=str(make_samples(config.clips, subject.trained, subject.execution, vae, output)))
+def _opened(config: EvaluateConfig) -> tuple[Subject | None, EvaluateConfig]:
+    """What is measured, if a checkpoint is, and the config with what follows from it. Checks the samples if given."""
+    subject = Subject.open(config) if config.checkpoint else None
+    config = subject.completed(config) if subject else config
+    if config.samples or not subject:
+        read_samples(config.samples)
+    return subject, config
 
 
 def look_at(folder: Path, row: dict[str, Any]) -> Clip:
@@ -109,11 +108,10 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
 
 def describe(config: EvaluateConfig) -> str:
     """What ``evaluate`` would do, in a line or two."""
-    subject = Subject.open(config) if config.checkpoint else None
-    config = subject.completed(config) if subject else config
-    rows = read_samples(config.samples)["samples"] if not subject or config.samples else []
+    subject, config = _opened(config)
     read_training(config.run)
     read_manifest(config.shards)
+    rows = read_samples(config.samples)["samples"] if config.samples else []
     scored = sum(_expected(row["prompt"]) is not None for row in rows)
     shown = f"{len(rows)} samples to show, {scored} of them to check against their prompts, in {config.output}/{REPORT}"
     if not subject:

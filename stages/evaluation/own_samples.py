@@ -7,23 +7,22 @@ import torch
 from models.latents import LatentStats
 from models.weights import read_null_text
 from shards.schema import LATENTS, TEXT
-from stages.evaluation.config import ClipsConfig
+from stages.evaluation.config import ClipsConfig, EvaluateConfig
 from stages.evaluation.trained import Execution, Trained
 from stages.output import progress_bar
-from stages.sampling.config import SampleConfig
-from stages.sampling.denoise import denoise
+from stages.sampling.config import DenoiseConfig, SampleConfig
+from stages.sampling.denoise import Request, denoise
 from stages.sampling.sample import sample
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import caption_of, draw_clips, largest_filled
 
-FILE = "samples.safetensors"
 
-
-def make_samples(config: ClipsConfig, trained: Trained, run: Execution, vae: str, output: Path) -> Path:
-    """A samples folder in ``output``, as sample leaves it, and the latents beside it. vae: pretrained_model_path."""
-    sample_captions(config, trained, run).save(output / FILE)
-    folder = output / "samples"
-    sample(SampleConfig(latents=str(output / FILE), pretrained_model_path=vae, output=str(folder)))
+def make_samples(config: EvaluateConfig, trained: Trained, run: Execution, output: Path) -> Path:
+    """A samples folder in ``output``, as sample leaves it, and the latents beside it."""
+    file, folder = output / "samples.safetensors", output / "samples"
+    sample_captions(config.clips, trained, run).save(file)
+    vae = config.pretrained_model_path
+    sample(SampleConfig(latents=str(file), pretrained_model_path=vae, output=str(folder)))
     return folder
 
 
@@ -40,21 +39,13 @@ def sample_captions(config: ClipsConfig, trained: Trained, run: Execution) -> Sa
     frames, channels, height, width = dataset.shapes(bucket, LATENTS)[rows[0]].tolist()
 
     model, null_text = run.load(trained), read_null_text(trained.checkpoint)[0]
+    how = DenoiseConfig(steps=config.steps, guidance_scale=config.guidance_scale)
     made: list[torch.Tensor] = []
     with progress_bar(config.samples, "denoise", "video") as bar:
         for start in range(0, config.samples, run.batch_size):
             seeds = range(start, min(start + run.batch_size, config.samples))
-            latents = denoise(
-                model,
-                trained.info,
-                [texts[seed % len(texts)] for seed in seeds],
-                null_text,
-                seeds,
-                (channels, frames, height, width),
-                steps=config.steps,
-                guidance_scale=config.guidance_scale,
-            )
-            made.append(latents.cpu())
+            requests = [Request(texts[seed % len(texts)], null_text, seed) for seed in seeds]
+            made.append(denoise(model, trained.info, requests, (channels, frames, height, width), how).cpu())
             bar.update(len(seeds))
     seeds = range(config.samples)
     return SampledLatents(

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from models.vae import FrozenVAE
 from shards import storage
 from stages.contact_sheet import contact_sheet
 from stages.errors import ConfigError
 from stages.output import output_folder, progress_bar
 from stages.sampling.config import Format, SampleConfig
+from stages.sampling.models import Models
 from stages.sampling.prompts import slug
 from stages.sampling.record import tags
 from stages.sampling.sampled_latents import SampledLatents
@@ -48,7 +47,7 @@ def file_stems(prompts: Sequence[str], names: str) -> list[str]:
 
 
 def write_samples(
-    output: Path, stems: Sequence[str], samples: SampledLatents, config: SampleConfig, device: torch.device
+    output: Path, stems: Sequence[str], samples: SampledLatents, config: SampleConfig, models: Models
 ) -> list[str]:
     """All formats of all samples and, unless latents are all that is asked for, a contact sheet.
 
@@ -61,12 +60,12 @@ def write_samples(
         return [LATENTS_FILE] * len(stems)
     for folder in {(output / stem).parent for stem in stems}:
         output_folder(str(folder))
-    vae = FrozenVAE.load(config.pretrained_model_path, device)
+    vae = models.vae(config.pretrained_model_path, models.device)
     rows: list[np.ndarray] = []
     with progress_bar(len(stems), "decode", "video") as bar:
         for number, stem in enumerate(stems):
             frames = vae.decode(samples.latents[number].transpose(0, 1))  # of [C, T, h, w]
-            about = tags(config, samples.prompts[number], samples.seeds[number], samples.step)
+            about = tags(config, samples, number)
             for kind in shown:
                 _write(output / f"{stem}.{kind}", kind, frames, config.fps or samples.fps, about)
             rows += [frames] if number < SHEET_ROWS else []

@@ -1,7 +1,7 @@
 """What an .mp4 says of how it was made, enough to make it again: JSON in its comment, the prompt in its title."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from models.source import hash_files
 from models.weights import INFO, NULL_TEXT
 from stages.errors import ConfigError
 from stages.sampling.config import SampleConfig
+from stages.sampling.prompts import negative_prompts
+from stages.sampling.sampled_latents import SampledLatents
 from stages.video import read_tags
 
 AGAIN = "outputs/again"
@@ -31,11 +33,20 @@ def check_hash(config: SampleConfig, checkpoint: Path, found: str) -> None:
         )
 
 
-def tags(config: SampleConfig, prompt: str, seed: int, step: int) -> dict[str, str]:
-    """For `stages.video.write_mp4`: of one sample, by the settings that make it alone."""
-    settings = asdict(config) | {"text_prompt": [prompt], "seed": seed, "samples_per_prompt": 1, "names": "numbered"}
+def tags(config: SampleConfig, samples: SampledLatents, number: int) -> dict[str, str]:
+    """For `stages.video.write_mp4`: what made one of the samples, as the settings that make it alone."""
+    prompt, seed = samples.prompts[number], samples.seeds[number]
+    alone = replace(
+        config,
+        text_prompt=[prompt],
+        negative_prompt=negative_prompts(config.negative_prompt, len(samples.prompts))[number],
+        seed=seed,
+        samples_per_prompt=1,
+        names="numbered",
+    )
+    settings = asdict(alone)
     del settings["output"]
-    about = {"made_by": "wisesora", "prompt": prompt, "seed": seed, "step": step, "settings": settings}
+    about = {"made_by": "wisesora", "prompt": prompt, "seed": seed, "step": samples.step, "settings": settings}
     return {"title": prompt, "comment": json.dumps(about)}
 
 

@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from models.vae import vae_identity
 from models.weights import read_info
 from stages.errors import ConfigError
@@ -14,30 +12,33 @@ from stages.sampling.checkpoint import choose_checkpoint, latent_shape, require_
 from stages.sampling.config import SampleConfig
 from stages.sampling.files import file_stems, write_samples
 from stages.sampling.generate import generate
-from stages.sampling.prompts import read_prompts
+from stages.sampling.models import Models
+from stages.sampling.prompts import negative_prompts, read_prompts
 from stages.sampling.record import check_hash, checkpoint_hash
 from stages.sampling.sampled_latents import SampledLatents
 
 
-def sample(config: SampleConfig) -> dict[str, Any]:
+def sample(config: SampleConfig, models: Models | None = None) -> dict[str, Any]:
     """Make the files of each sample, a contact sheet and summary.json; returns the summary."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = models or Models.on_this_machine()
     if from_latents(config):
         samples = read_latents(config)
         stems = file_stems(samples.prompts, config.names)
         output = output_folder(config.output)
+        save_settings(output, config)
         source: dict[str, Any] = {"latents": config.latents, "step": samples.step}
     else:
-        prompts, checkpoint = _repeated_prompts(config), choose_checkpoint(config.ckpt)
-        stems = file_stems(prompts, config.names)
+        prompts, negatives = _repeated_prompts(config)
+        stems, checkpoint = file_stems(prompts, config.names), choose_checkpoint(config.ckpt)
         found = checkpoint_hash(checkpoint, config.weights)
         check_hash(config, checkpoint, found)
         output = output_folder(config.output)
-        samples = generate(config, prompts, checkpoint, device)
         config = replace(config, ckpt=str(checkpoint.absolute()), ckpt_hash=found)
+        save_settings(output, config)
+        config = replace(config, negative_prompt=negatives)
+        samples = generate(config, prompts, checkpoint, models)
         source = {"checkpoint": str(checkpoint)}
-    save_settings(output, config)
-    files = write_samples(output, stems, samples, config, device)
+    files = write_samples(output, stems, samples, config, models)
     rows = zip(files, samples.prompts, samples.seeds, strict=True)
     summary = {"samples": [{"file": file, "prompt": prompt, "seed": seed} for file, prompt, seed in rows], **source}
     save_summary(output, summary)
@@ -64,12 +65,16 @@ def describe(config: SampleConfig) -> str:
     if from_latents(config):
         samples = read_latents(config)
         return f"{len(samples.prompts)} videos of latents {list(samples.latents.shape[1:])} from {config.latents}"
-    prompts = _repeated_prompts(config)
+    prompts, _ = _repeated_prompts(config)
     file_stems(prompts, config.names)
     checkpoint = choose_checkpoint(config.ckpt)
     shape = latent_shape(config, read_info(checkpoint))
     return f"{len(prompts)} videos of latents {list(shape)} from {checkpoint}, {config.steps} steps each"
 
 
-def _repeated_prompts(config: SampleConfig) -> list[str]:
-    return [prompt for prompt in read_prompts(config.text_prompt) for _ in range(config.samples_per_prompt)]
+def _repeated_prompts(config: SampleConfig) -> tuple[list[str], list[str]]:
+    """Of each sample its prompt and its negative prompt."""
+    prompts = read_prompts(config.text_prompt)
+    negatives = negative_prompts(config.negative_prompt, len(prompts))
+    repeats = range(config.samples_per_prompt)
+    return [text for text in prompts for _ in repeats], [text for text in negatives for _ in repeats]

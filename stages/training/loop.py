@@ -74,7 +74,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
 
             # Agree: all ranks go on, or none; one that went alone would wait for the others for ever.
             failed_rank = run.ranks.rank if isinstance(batch, Exception) else -1
-            stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank], run.ranks)
+            stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank])
             if isinstance(batch, Exception):
                 raise batch
             if failed_rank >= 0:

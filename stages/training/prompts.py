@@ -19,7 +19,8 @@ from shards.node_tables import Share, own_table
 from shards.schema import LATENTS, MEAN, TEXT, Bucket
 from stages.contact_sheet import contact_sheet, moving_sheet
 from stages.engine import stacked_on_main
-from stages.sampling.denoise import denoise
+from stages.sampling.config import DenoiseConfig
+from stages.sampling.denoise import Request, denoise
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import ValidationConfig, caption_of, draw_clips, largest_filled, open_clips
 
@@ -94,16 +95,13 @@ class Prompts:
             latents = denoise(
                 model,
                 info,
-                [self.texts[number]],
-                null_text,
-                [number],
+                [Request(self.texts[number], null_text, seed=number)],
                 (channels, frames, height, width),
-                steps=self.config.sample_steps,
-                guidance_scale=self.config.sample_guidance_scale,
+                DenoiseConfig(steps=self.config.sample_steps, guidance_scale=self.config.sample_guidance_scale),
             )
             of_all_ranks = stacked_on_main(latents[0])
             if of_all_ranks is not None:
-                rounds.append(of_all_ranks)
+                rounds.append(of_all_ranks[:: len(of_all_ranks) // self.world])  # one of those that share a video
         model.train()
         if not rounds:
             return None

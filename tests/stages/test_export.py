@@ -23,7 +23,6 @@ from tests.models.networks import assert_close, inputs
 from tests.stages.small_run import CONFIG, small_run
 
 PROMPT = "a red ball moves left"
-diffusers_gives_numpy_a_tensor = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.mark.parametrize("weights", ["ema", "model"])
@@ -53,7 +52,6 @@ def _latents(pipeline: LattePipeline, noise: torch.Tensor, steps: int) -> torch.
     ).frames  # fmt: skip
 
 
-@diffusers_gives_numpy_a_tensor
 @torch.no_grad()
 def test_lattes_pipeline_samples_a_velocity_by_eulers_steps(tmp_path: Path) -> None:
     source = small_run(tmp_path / "run")
@@ -93,7 +91,6 @@ def test_lattes_pipeline_samples_epsilon_by_ddim(tmp_path: Path) -> None:
     assert_close(found, x, share=2e-3)
 
 
-@diffusers_gives_numpy_a_tensor
 def test_lattes_pipeline_makes_pictures_under_guidance(tmp_path: Path) -> None:
     source = small_run(tmp_path / "run")
     assert run(main, ["--checkpoint", str(source), "--output", str(tmp_path / "out"),

@@ -90,7 +90,7 @@ def test_every_format_shows_the_same_sample(tmp_path: Path) -> None:
 def test_latents_alone_need_no_vae_and_are_decoded_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small_run(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("models.vae.FrozenVAE.load", None)
+        patch.setattr("models.vae._load_model", None)
         sample("text_prompt=one", f"ckpt={folder}", f"output={tmp_path / 'out'}", "formats=[latents]")
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert written == {"config.yaml", "summary.json", "latents.safetensors"}

@@ -28,8 +28,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     arguments = [f"text_prompt={prompts}", f"ckpt={small_run(folder / 'run')}", f"output={folder / 'out'}", *SIZES,
-                 "seed=40", "steps=3", "guidance_scale=3.5", "batch_size=1", "fps=6",
-                 "formats=[mp4, png, latents]"]  # fmt: skip
+                 "seed=40", "steps=3", "guidance_scale=3.5", "negative_prompt=[blue, '', a green ball]", "batch_size=2",
+                 "fps=6", "formats=[mp4, png, latents]"]  # fmt: skip
     assert run(main, arguments) == 0
     return folder
 
@@ -44,7 +44,7 @@ def test_a_video_carries_prompt_seed_checkpoint_and_settings(made: Path) -> None
     assert (record["prompt"], record["seed"], record["step"]) == (PROMPTS[2], 42, 7)
     settings = record["settings"]
     assert (settings["text_prompt"], settings["seed"], settings["fps"]) == ([PROMPTS[2]], 42, 6)
-    assert (settings["steps"], settings["guidance_scale"], settings["batch_size"]) == (3, 3.5, 1)
+    assert (settings["steps"], settings["guidance_scale"], settings["batch_size"]) == (3, 3.5, 2)
     assert Path(settings["ckpt"]) == made / "run" / "checkpoints" / "step-0000007"
     assert len(settings["ckpt_hash"]) == 32
 
