@@ -63,12 +63,12 @@ class Comparison:
 
 def open_comparison(config: CompareConfig, arms: Mapping[str, TrainConfig]) -> Comparison:
     """Look at every arm's data before anything is trained. Raises ConfigError for arms that cannot be compared."""
-    opened: list[Arm] = []
-    first = next(iter(arms.values()))
-    reference = _open(next(iter(arms)), first)
     holdout = _holdout(arms)
+    first_name, first = next(iter(arms.items()))
+    reference = _open(first_name, first)
+    opened: list[Arm] = []
     for name, arm in arms.items():
-        source = _open(name, arm)
+        source = reference if name == first_name else _open(name, arm)
         _check_judged_alike(name, settled(arm, None), source, settled(first, None), reference)
         opened.append(_arm(name, arm, source, first, reference))
     _check_tokens(opened)

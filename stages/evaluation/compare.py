@@ -116,7 +116,11 @@ def _losses(comparison: Comparison) -> tuple[dict[str, np.ndarray], list[str]]:
 def _write(output: Path, comparison: Comparison, judged: list[Judged]) -> None:
     levels = noise_levels(comparison.config.loss.levels)
     metrics = {
-        "held_out": {**asdict(comparison.ground), "clips": comparison.clips, "holdout": comparison.holdout},
+        "held_out": {
+            **{name: getattr(comparison.ground, name) for name in ("shards", "text", "filter")},
+            "holdout": comparison.holdout,
+            "clips": comparison.clips,
+        },
         "levels": levels,
         "arms": {one.arm.name: _numbers(one) for one in judged},
     }
