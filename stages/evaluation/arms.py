@@ -15,7 +15,7 @@ from shards.schema import KEY, LATENTS
 from stages.errors import ConfigError
 from stages.evaluation.compare_config import CompareConfig
 from stages.training.config import TrainConfig, settled
-from stages.training.held_out import ValidationConfig, open_clips
+from stages.training.held_out import ValidationConfig, draw_clips, open_clips
 from stages.training.source import Source, open_source
 
 TOKENS_TOLERANCE = 0.01
@@ -42,19 +42,17 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms that can be compared, the first being what the others are compared with, and their common ground."""
+    """Arms that can be compared, the first being what the others are compared with, and their common ground.
+
+    clips: how many of ``held_out`` are looked at.
+    """
 
     config: CompareConfig
     arms: list[Arm]
     ground: DataConfig
     holdout: float
     held_out: Dataset
-
-    @property
-    def clips(self) -> int:
-        """How many held-out clips are looked at."""
-        held_out = sum(self.held_out.index(bucket).num_rows for bucket in self.held_out.buckets)
-        return min(held_out, self.config.loss.samples)
+    clips: int
 
     def run_config(self, arm: Arm, seed: int) -> TrainConfig:
         """The settings of one run."""
@@ -75,7 +73,7 @@ def open_comparison(config: CompareConfig, arms: Mapping[str, TrainConfig]) -> C
     ground = _ground(config, first)
     held_out = open_clips(ValidationConfig(holdout=holdout), ground, _buckets(ground.shards))
     _check_ground(held_out, ground, reference)
-    return Comparison(config, opened, ground, holdout, held_out)
+    return Comparison(config, opened, ground, holdout, held_out, _clips(held_out, config.loss.samples))
 
 
 def _holdout(arms: Mapping[str, TrainConfig]) -> float:
@@ -162,7 +160,20 @@ def _check_tokens(arms: list[Arm]) -> None:
 def _ground(config: CompareConfig, first: TrainConfig) -> DataConfig:
     asked = config.common_ground
     own = first.data.text if isinstance(first.data.text, str) else next(iter(first.data.text))
-    return DataConfig(asked.shards or first.data.shards, asked.text or own, asked.filter)
+    whole = replace(first.data, strides=(1,), subclip_frames=())
+    return replace(whole, shards=asked.shards or whole.shards, text=asked.text or own, filter=asked.filter)
+
+
+def _clips(held_out: Dataset, samples: int) -> int:
+    """How many are looked at. Raises ConfigError where they are of one source, which tells of no other."""
+    drawn = draw_clips(held_out, held_out.buckets, samples)
+    sources = {held_out.index(bucket)["source"][row].as_py() for bucket, row in drawn}
+    if len(sources) < 2:
+        raise ConfigError(
+            f"common_ground: {len(drawn)} clips of {len(sources)} source, expected two sources or more: "
+            "hold out more with validation.holdout, or raise loss.samples"
+        )
+    return len(drawn)
 
 
 def _buckets(shards: str) -> list[str]:

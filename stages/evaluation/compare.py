@@ -45,7 +45,9 @@ def compare(comparison: Comparison, script: Path) -> dict[str, Any]:
         "runs": len(runs),
         "held_out_clips": len(sources),
         "loss": {one.arm.name: one.loss for one in judged},
-        "differences": {one.arm.name: asdict(one.difference) for one in judged if one.difference},
+        "differences": {
+            one.arm.name: {**asdict(one.difference), "verdict": one.verdict} for one in judged if one.difference
+        },
         "report": str(output / REPORT),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -86,10 +88,9 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     lines = [f"{first}: held-out loss {loss:.4f}"]
     for name, found in summary["differences"].items():
         low, high = found["interval"]
-        told = "not told apart" if low <= 0 <= high else f"{name if high < 0 else first} is better"
         lines.append(
-            f"{name}: held-out loss {summary['loss'][name]:.4f}, {found['value']:+.4f} "
-            f"(95 % interval {low:+.4f} to {high:+.4f}): {told}"
+            f"{name}: held-out loss {summary['loss'][name]:.4f}, {found['value']:+.4f} beside {first} "
+            f"(95 % interval {low:+.4f} to {high:+.4f}): {found['verdict']}"
         )
     return [*lines, f"report: {summary['report']}"]
 

@@ -38,7 +38,7 @@ def test_runs_are_made_once_and_judged_by_a_plain_loop(
     file = write(tmp_path, shards, arms)
     lines = told(capsys, file, status=0).splitlines()
     assert first.stat().st_mtime_ns == made
-    assert lines[-2].endswith("+0.0000 (95 % interval +0.0000 to +0.0000): not told apart")
+    assert lines[-2].endswith("+0.0000 beside all (95 % interval +0.0000 to +0.0000): not told apart")
     assert lines[-1] == f"report: {tmp_path}/out/report.html"
 
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())

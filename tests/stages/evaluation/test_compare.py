@@ -98,6 +98,7 @@ def test_arms_that_cannot_be_compared_are_refused(
         ({"arms": {"all": [], "../x": []}}, "arms: found '../x', expected a name"),
         ({"seeds": [1]}, "seeds: found [1], expected two or more that differ"),
         ({"seeds": [1, 1]}, "seeds: found [1, 1], expected two or more that differ"),
+        ({"loss": {"samples": 1}}, "common_ground: 1 clips of 1 source, expected two sources or more"),
         ({"launcher": "no-such-launcher"}, "launcher: cannot run 'no-such-launcher'"),
     ],
 )

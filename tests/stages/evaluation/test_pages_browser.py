@@ -36,7 +36,7 @@ def comparison_page(folder: Path) -> Path:
     config = CompareConfig(arms={name: [] for name in names})
     finished_run(folder, seen()[:1])
     ground = DataConfig(str(folder / "shards"))
-    comparison = Comparison(config, arms, ground, 0.1, Dataset.open(ground.shards))
+    comparison = Comparison(config, arms, ground, 0.1, Dataset.open(ground.shards), 20)
     judged = judge(arms, losses, [str(number) for number in range(20)])
     write_page(folder / "compare.html", comparison, judged, [(place + 0.5) / 10 for place in range(10)])
     return folder / "compare.html"
