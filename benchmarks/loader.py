@@ -13,22 +13,21 @@ import mmap
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import webdataset
 
+from benchmarks.rendered import TEXT_COLUMN, Samples, loader_of
 from benchmarks.table import Row, report
-from shards.dataset import Dataset, compact, create_dataset, ensure_fingerprint, write_null_text
+from shards.dataset import Dataset
 from shards.loader import DataConfig, Loader
-from shards.order import SampleOrder
-from shards.schema import LATENTS, MEAN, TEXT, Bucket, Sample, make_key
-from shards.writer import write_shard
+from shards.schema import LATENTS, MEAN, TEXT, Bucket
 
 PACKAGES = ("numpy", "pyarrow", "webdataset", "xxhash")
-BUCKET, TEXT_COLUMN = Bucket(256, 256, 56), "text.t5"
-SHARDS, SAMPLES_PER_SHARD, BATCH = 6, 128, 8
+SAMPLES = Samples(Bucket(256, 256, 56), shards=6, per_shard=128)
+BATCH = 8
 BLOCK_BYTES = 1 << 20
 TURNS = 27
 
@@ -36,8 +35,8 @@ TURNS = 27
 def loader() -> list[Row]:
     """MB/s of each way to read one and the same dataset."""
     with tempfile.TemporaryDirectory() as folder:
-        dataset = _render(Path(folder))
-        ours = _loader(dataset)
+        dataset = SAMPLES.render(Path(folder) / "dataset")
+        ours = loader_of(dataset, SAMPLES.bucket, BATCH, DataConfig(read_threads=1))
         tars = sorted(Path(folder).rglob("*.tar"))
         # A page begins where such a buffer does: the kernel copies there at up to twice the speed of elsewhere.
         whole, block = mmap.mmap(-1, max(tar.stat().st_size for tar in tars)), mmap.mmap(-1, BLOCK_BYTES)
@@ -54,7 +53,7 @@ def loader() -> list[Row]:
                 started = time.perf_counter()
                 samples = arm()
                 seconds[name] = min(seconds[name], time.perf_counter() - started)
-                assert samples == SHARDS * SAMPLES_PER_SHARD, f"{name} read {samples} samples"
+                assert samples == SAMPLES.count, f"{name} read {samples} samples"
         total = sum(tar.stat().st_size for tar in tars)
     rates = {name: total / 1e6 / elapsed for name, elapsed in seconds.items()}
     (raw, batches, single, stock, cached), names = rates.values(), list(rates)
@@ -69,55 +68,24 @@ def loader() -> list[Row]:
     ]
 
 
-def _render(folder: Path) -> Dataset:
-    root = create_dataset(folder / "dataset", "benchmark")
-    for column in (LATENTS, TEXT_COLUMN):
-        fingerprint_hash = ensure_fingerprint(root, BUCKET, column, {})
-        for number in range(SHARDS):
-            samples = _samples(number * SAMPLES_PER_SHARD, column)
-            write_shard(root / BUCKET.name / column, number, samples, fingerprint_hash=fingerprint_hash)
-    write_null_text(root, TEXT_COLUMN, np.zeros((1, 4096), np.float16))
-    compact(root, {})
-    return Dataset.open(root)
-
-
-def _samples(start: int, column: str) -> Iterator[Sample]:
-    draw = np.random.default_rng(start)
-    for key in sorted(make_key("clip", "benchmark", number) for number in range(start, start + SAMPLES_PER_SHARD)):
-        if column == LATENTS:
-            latents = draw.standard_normal((56, 4, 32, 32), np.float32).astype(np.float16)
-            about = {"duration_s": 7.0, "caption": "", "source": key, "start_s": 0.0, "aesthetic": None, "umt": None}
-            about |= {"matching_score": None, "desirable_filtering": None, "latent_motion": 0.0}
-            yield Sample(key, {MEAN: latents}, about)
-        else:
-            text = draw.standard_normal((20, 4096), np.float32).astype(np.float16)
-            yield Sample(key, {TEXT: text}, {"tokens": 20, "caption_hash": "", "caption": None})
-
-
 def _raw(tars: list[Path], buffer: mmap.mmap) -> int:
     """Every byte of every tar, into one buffer that is used again and again."""
     for tar in tars:
         with open(tar, "rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-    return SHARDS * SAMPLES_PER_SHARD
-
-
-def _loader(dataset: Dataset) -> Loader:
-    name = BUCKET.name
-    order = SampleOrder({name: dataset.counts_per_shard(name)}, {name: BATCH}, seed=0, window_shards=4)
-    return Loader(dataset, DataConfig(read_threads=1), order, 0, 1)
+    return SAMPLES.count
 
 
 def _batches(loader: Loader) -> int:
-    return sum(len(batch.keys) for batch in loader.batches(0, SHARDS * SAMPLES_PER_SHARD // BATCH))
+    return sum(len(batch.keys) for batch in loader.batches(0, SAMPLES.count // BATCH))
 
 
 def _reads(dataset: Dataset) -> int:
-    rows = np.random.default_rng(0).permutation(SHARDS * SAMPLES_PER_SHARD)
+    rows = np.random.default_rng(0).permutation(SAMPLES.count)
     for row in rows:
-        dataset.read(BUCKET, row, LATENTS)
-        dataset.read(BUCKET, row, TEXT_COLUMN)
+        dataset.read(SAMPLES.bucket, row, LATENTS)
+        dataset.read(SAMPLES.bucket, row, TEXT_COLUMN)
     return len(rows)
 
 

@@ -39,7 +39,10 @@ def tune(config: EncodeConfig) -> str:
 
 
 def measure(config: EncodeConfig) -> Iterator[Speed]:
-    """The encoder's speed, computing as the settings say, at the largest frames that are asked for, batch by batch until memory is full."""
+    """The encoder's speed at the largest frames that are asked for, batch by batch until memory is full.
+
+    Precision, layout and compilation are those of the settings.
+    """
     torch.set_num_threads(config.runtime.threads)
     height, width = max(bucket_sizes(config.clip), key=np.prod)
     frames = np.random.default_rng(0).integers(0, 256, (BATCHES[-1], height, width, 3), np.uint8)

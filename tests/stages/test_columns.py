@@ -1,5 +1,6 @@
 """Column workers as plain objects."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
