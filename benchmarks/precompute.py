@@ -19,7 +19,7 @@ import torch
 from benchmarks.rendered import Samples, loader_of
 from benchmarks.rounds import fastest
 from benchmarks.table import Row, report
-from benchmarks.training_step import Clips, TrainingStep, random_batch
+from benchmarks.plain_step import Clips, TrainingStep, random_batch
 from models.latents import LatentStats
 from models.text import TextEncoder
 from models.transformer import Transformer, TransformerConfig

@@ -82,25 +82,6 @@ class Diffusion:
             loss = loss + self._bound(error.detach(), position, data, level)
         return loss.mean((1, 3, 4))
 
-    def schedule(self, steps: int, tokens: int) -> Tensor:
-        """Evenly spaced from the noisiest, which Lin et al. call trailing."""
-        return torch.linspace(STEPS, 0, steps + 1, dtype=torch.float64).round() / STEPS
-
-    def step(self, x: Tensor, output: Tensor, level: float, next_level: float) -> Tensor:
-        """DDIM's with eta 0 (Song et al., arXiv:2010.02502, equation 12); the learned range plays no part."""
-        mean = output[:, : x.shape[1]]
-        signal, spread = self._at(level)
-        if self.prediction == "v":
-            data, noise = signal * x - spread * mean, signal * mean + spread * x
-        else:
-            data, noise = (x - spread * mean) / signal, mean
-        signal, spread = self._at(next_level)
-        return signal * data + spread * noise
-
-    def _at(self, level: float) -> tuple[float, float]:
-        alpha_bar = float(self._alpha_bar[round(STEPS * level)])
-        return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-
     def _signal_and_spread(self, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha_bar = self._alpha_bar[_index(level)]
         return _over(alpha_bar.sqrt(), like), _over((1 - alpha_bar).sqrt(), like)
@@ -161,4 +142,4 @@ def _index(level: Tensor) -> Tensor:
 
 def _over(values: Tensor, like: Tensor) -> Tensor:
     """Values [B] or [B, T] as [B, 1, T or 1, 1, 1], of the type and on the device of ``like``."""
-    return values.reshape(len(values), 1, -1, 1, 1).to(like)
+    return values.reshape(len(values), 1, -1, 1, 1).to(like, non_blocking=True)

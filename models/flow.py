@@ -1,4 +1,4 @@
-"""Rectified flow: the path from data to noise, the training target and loss, and the sampler's step.
+"""Rectified flow: the path from data to noise, the training target and loss.
 
 Straight paths x_s = (1 - s) data + s noise and their velocity noise - data are those of rectified flow
 (Liu et al., arXiv:2209.03003); logit-normal noise levels and the shift towards noise for larger videos are
@@ -58,20 +58,12 @@ class RectifiedFlow:
         return TIMESTEPS * level
 
     def noised(self, data: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        share = level.to(data).reshape(len(level), 1, -1, 1, 1)
+        share = level.to(data, non_blocking=True).reshape(len(level), 1, -1, 1, 1)
         return (1 - share) * data + share * noise
 
     def loss(self, output: Tensor, data: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """Mean squared error of the velocity, which is the same at every level."""
         return (output.float() - (noise - data)).square().mean((1, 3, 4))
-
-    def schedule(self, steps: int, tokens: int) -> Tensor:
-        """Evenly spaced before the shift."""
-        return _shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift(tokens))
-
-    def step(self, x: Tensor, output: Tensor, level: float, next_level: float) -> Tensor:
-        """Euler's, along the predicted velocity."""
-        return x + (next_level - level) * output
 
     def shift(self, tokens: int) -> float:
         """The shift for a video of this many tokens (latent patches of all frames)."""

@@ -1,4 +1,4 @@
-"""What training asks of the model, and how its output leads from noise to data: one interface for all kinds.
+"""What training asks of the model: one interface for all kinds of objectives.
 
 Shapes: B batch, C channels, T frames, h w height and width. A level says how noisy latents are, 0 data and 1
 the noisiest; it is [B], or [B, T] for frames at levels of their own. Nothing here draws random numbers: the
@@ -40,7 +40,7 @@ class ObjectiveConfig:
 
 
 class Objective(Protocol):
-    """Noised latents for training, the loss of the model's output, and the sampler's way back to data."""
+    """Noised latents for training, and the loss of the model's output."""
 
     @property
     def prediction(self) -> Prediction:
@@ -60,12 +60,6 @@ class Objective(Protocol):
 
     def loss(self, output: Tensor, data: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """The loss of each frame, [B, T] float32, from the model's output [B, C', T, h, w] at the level."""
-
-    def schedule(self, steps: int, tokens: int) -> Tensor:
-        """The sampler's levels, from 1 to 0: [steps + 1] float64."""
-
-    def step(self, x: Tensor, output: Tensor, level: float, next_level: float) -> Tensor:
-        """Latents [B, C, T, h, w] taken from one level of the schedule to the next by the model's output there."""
 
 
 def make_objective(config: ObjectiveConfig) -> Objective:

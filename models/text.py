@@ -13,9 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5E
 
 from models.errors import WeightsError
 from models.source import resolve_model, tokenizer_hash, weights_hash
-
-LENGTHS = (16, 32, 64, 128)
-"""The only token counts the encoder runs at; a caption takes the least that holds it."""
+from models.text_lengths import LENGTHS, padded_length
 
 CLEANING = "strip, collapse white space, lower case"
 
@@ -81,8 +79,7 @@ class TextEncoder:
         tokens = self._tokenize(captions)
         embeddings: list[np.ndarray] = [np.empty(0)] * len(captions)
         for length in LENGTHS:
-            shorter = max((other for other in LENGTHS if other < length), default=0)
-            members = [i for i, ids in enumerate(tokens) if shorter < len(ids) <= length]
+            members = [i for i, ids in enumerate(tokens) if padded_length(len(ids)) == length]
             batch_captions = self.batch_tokens // length
             for start in range(0, len(members), batch_captions):
                 batch = members[start : start + batch_captions]

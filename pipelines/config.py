@@ -19,18 +19,22 @@ from stages.errors import ConfigError
 Config = TypeVar("Config")
 
 # Names that users of Latte, PixArt and Open-Sora reach for.
-FAMILIAR = {"work_dir": "output", "load_from": "train.init_from"}
+FAMILIAR = {"work_dir": "output", "load_from": "train.init_from", "activation_checkpointing": "train.activation_memory"}
 
 
 def load_config(
-    kind: type[Config], file: str | Path | None, overrides: Sequence[str], options: Mapping[str, Any] | None = None
+    kind: type[Config],
+    base: str | Path | Mapping[str, Any] | None,
+    overrides: Sequence[str],
+    options: Mapping[str, Any] | None = None,
 ) -> Config:
-    """``kind``'s defaults, then ``file``, then ``overrides``, then the settings that have an option of their own.
+    """``kind``'s defaults, then ``base``, then ``overrides``, then the settings that have an option of their own.
 
+    base: a YAML file, or settings that were read from elsewhere.
     Raises ConfigError naming every mistake.
     """
     mistakes: list[str] = []
-    layers = [_read_yaml(file)] if file else []
+    layers = [dict(base) if isinstance(base, Mapping) else _read_yaml(base)] if base else []
     layers += [_parse_override(text, mistakes) for text in overrides]
     layers += [dict(options or {})]
     merged: dict[str, Any] = {}

@@ -1,24 +1,31 @@
 """Prompts, or the latents that a run sampled, to videos.
 
-``python -m pipelines.sample [--config FILE] [--prompt "…"] [key.path=value ...]``
+``python -m pipelines.sample [--config FILE | --from-file VIDEO.mp4] [--prompt "…"] [key.path=value ...]``
 """
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipelines.command import Parser, run
 from pipelines.config import load_config
+from stages.errors import ConfigError
 from stages.output import settings_text
 from stages.sampling.config import SampleConfig
+from stages.sampling.record import settings_to_remake
 from stages.sampling.sample import describe, sample
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("Make videos from prompts with trained weights.")
     parser.add_argument("--prompt", help="one prompt; the same as text_prompt=")
+    parser.add_argument("--from-file", metavar="VIDEO.mp4", type=Path, help="settings of a video that sample made")
     options = parser.read(arguments)
+    if options.config and options.from_file:
+        raise ConfigError("found --config and --from-file, expected one of them: a video has all its settings")
+    base = settings_to_remake(options.from_file) if options.from_file else options.config
     prompt = [] if options.prompt is None else [("text_prompt", options.prompt)]
-    config = load_config(SampleConfig, options.config, options.settings, dict(prompt))
+    config = load_config(SampleConfig, base, options.settings, dict(prompt))
     if options.dry_run:
         print(settings_text(config), end="")
         print(describe(config))

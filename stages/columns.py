@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import xxhash
 
-from models.text import LENGTHS, TextEncoder, clean_caption
+from models.text import TextEncoder, clean_caption
+from models.text_lengths import LENGTHS
 from models.vae import FrozenVAE
 from shards import storage
 from shards.dataset import require_equal, write_null_text

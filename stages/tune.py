@@ -28,8 +28,8 @@ class Speed:
 def tune(config: EncodeConfig) -> str:
     """The speeds as a table, and which is the best."""
     speeds = list(measure(config))
-    where = f"{config.vae.compute} on this machine's {device().type}"
-    lines = [f"{'batch_frames':>12}  {'frames/s':>8}  {'peak GB':>7}   {where}"]
+    how = f"{config.vae.compute} on this machine's {device().type}"
+    lines = [f"{'batch_frames':>12}  {'frames/s':>8}  {'peak GB':>7}   {how}"]
     for speed in speeds:
         peak = "" if speed.peak_gb is None else f"{speed.peak_gb:.1f}"
         lines.append(f"{speed.batch_frames:>12}  {speed.frames_per_s:>8.1f}  {peak:>7}")

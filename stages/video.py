@@ -1,22 +1,31 @@
-"""Writing videos that a person can open anywhere."""
+"""Writing videos that a person can open anywhere. Each file appears whole or not at all."""
 
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import IO, Literal
 
 import av
 import numpy as np
+from PIL import Image
+
+from shards import storage
 
 BT709 = 1  # the code of ITU-T H.273 for primaries, transfer and matrix alike
 LIMITED_RANGE = 1
 
 
-def write_mp4(path: Path, frames: np.ndarray, fps: float, *, crf: int = 16) -> None:
+def write_mp4(
+    path: Path, frames: np.ndarray, fps: float, *, crf: int = 16, tags: Mapping[str, str] | None = None
+) -> None:
     """H.264, yuv420p, BT.709, playable in a browser while it loads.
 
-    frames: uint8 [T, H, W, 3] RGB, H and W even. crf: x264's quality, 0 is lossless.
+    frames: uint8 [T, H, W, 3] RGB, H and W even. crf: x264's quality, 0 is lossless. tags: what the file says of
+    itself under the names that players know, such as title and comment.
     """
     options = {"movflags": "+faststart"}
-    with av.open(str(path), "w", options=options) as container:
+    with storage.write_whole(path) as file, av.open(file.name, "w", format="mp4", options=options) as container:
+        container.metadata.update(tags or {})
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -30,3 +39,26 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float, *, crf: int = 16) -> N
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", threads=1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """What a video file says of itself. Raises av.FFmpegError where it is no video."""
+    with av.open(str(path)) as container:
+        return dict(container.metadata)
+
+
+def write_animation(path: Path, frames: np.ndarray, fps: float, kind: Literal["gif", "png"]) -> None:
+    """As `encode_animation` makes it."""
+    with storage.write_whole(path) as file:
+        encode_animation(file, frames, fps, kind)
+
+
+def encode_animation(file: IO[bytes], frames: np.ndarray, fps: float, kind: Literal["gif", "png"]) -> None:
+    """A picture that moves for ever, in 256 colours a frame (gif) or without loss (png); of one frame, a still.
+
+    frames: uint8 [T, H, W, 3] RGB. A frame that equals the one before is shown longer instead of stored again.
+    """
+    ends_cs = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int)  # GIF knows hundredths of a second
+    first, *others = map(Image.fromarray, frames)
+    durations_ms = (10 * np.diff(ends_cs)).tolist()
+    first.save(file, kind, save_all=True, append_images=others, duration=durations_ms, loop=0)

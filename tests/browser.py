@@ -66,8 +66,8 @@ class Page:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, file: Path, width: int, height: int, *, dark: bool = False) -> None:
-        """Show a file in a window of ``width`` x ``height`` CSS pixels; below 700 it is a phone's."""
+    def open(self, location: Path | str, width: int, height: int, *, dark: bool = False) -> None:
+        """Show a file or a URL in a window of ``width`` x ``height`` CSS pixels; below 700 it is a phone's."""
         phone = width < 700
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1,
@@ -75,7 +75,7 @@ class Page:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=location.resolve().as_uri() if isinstance(location, Path) else location)
         self.wait("document.readyState === 'complete'")
 
     def ask(self, expression: str) -> Any:

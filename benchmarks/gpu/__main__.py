@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --toy           on any device, tiny: whether it runs, not how fast
 
 Each slice prints a table and writes outputs/benchmarks/gpu_SLICE.json. kernels to text need no diffusers; none needs
-DeepSpeed, Ray or a decoder: the step is benchmarks.training_step's.
+DeepSpeed, Ray or a decoder: the step is benchmarks.plain_step's.
 """
 
 import argparse

@@ -11,21 +11,26 @@ import torch
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.table import Row
-from benchmarks.training_step import Clips, TrainingStep, random_batch
+from benchmarks.plain_step import Clips, TrainingStep, random_batch
+from models.activations import ActivationMemory
 from models.flops import count_flops, peak_flops_per_s
 from models.presets import preset
 from models.transformer import Transformer
 
-MOST_FRAMES = {256: (276, 240, 200, 160, 56), 512: (1024, 768, 512, 256, 128)}
+CHUNK_TOKENS = 65_536
 TOY = Clips(4, 32, 32)
 
 
 @dataclass(frozen=True)
 class Case:
-    """clips: of a step. recomputes: activations are computed again. Reaches, None for none: MFU, seconds a clip, GB."""
+    """clips: of a step. memory: what it keeps, see `models.activations`. chunk_tokens: of the MLPs, None for all.
+
+    Reaches, None for none: MFU, seconds a clip, GB.
+    """
 
     clips: Clips
-    recomputes: bool
+    memory: ActivationMemory = "none"
+    chunk_tokens: int | None = None
     rounds: int = 20
     least_mfu: float | None = None
     most_s: float | None = None
@@ -33,16 +38,17 @@ class Case:
 
 
 STEPS = (
-    Case(Clips(56, 256, 256), recomputes=False, least_mfu=0.45, most_s=0.193),
-    Case(Clips(56, 256, 256, batch=3), recomputes=False, least_mfu=0.45, most_s=0.193),
-    Case(Clips(16, 256, 256), recomputes=False, most_s=1 / 16),
-    Case(Clips(16, 256, 256, batch=8), recomputes=False, most_s=1 / 16),
-    Case(Clips(128, 512, 512), recomputes=True, rounds=6, least_mfu=0.38, most_s=2.2, most_gb=48),
+    Case(Clips(56, 256, 256), least_mfu=0.45, most_s=0.193),
+    Case(Clips(56, 256, 256, batch=3), least_mfu=0.45, most_s=0.193),
+    Case(Clips(16, 256, 256), most_s=1 / 16),
+    Case(Clips(16, 256, 256, batch=8), most_s=1 / 16),
+    Case(Clips(128, 512, 512), "block", rounds=6, least_mfu=0.38, most_s=2.2, most_gb=48),
+    Case(Clips(128, 512, 512), "selective", rounds=6, least_mfu=0.38, most_s=2.2),
 )
 LARGE = (
-    Case(Clips(128, 720, 1280), recomputes=True, rounds=2, most_s=11),
-    Case(Clips(56, 1088, 1920), recomputes=True, rounds=1),
-    Case(Clips(128, 1088, 1920), recomputes=True, rounds=1),
+    Case(Clips(128, 720, 1280), "block", rounds=2, most_s=11),
+    Case(Clips(56, 1088, 1920), "block", rounds=1),
+    Case(Clips(128, 1088, 1920), "pair", CHUNK_TOKENS, rounds=1),
 )
 
 
@@ -55,10 +61,8 @@ def measure_steps(machine: Machine) -> Iterator[Row]:
 def measure_limits(machine: Machine) -> Iterator[Row]:
     """What fits; nothing is compiled, which would only cost its time here."""
     step = make_step(machine, compiled=False)
-    for pixels, reach, moonshot, recomputes in ((512, 512, 1024, True), (256, 240, 276, False)):
-        frames = next((count for count in MOST_FRAMES[pixels] if _fits(machine, step, count, pixels, recomputes)), 0)
-        name = f"most frames at {pixels}²{'' if recomputes else ' with all activations kept'}"
-        yield Row(name, frames, "frames", reach=f">= {reach}, moonshot {moonshot}", holds=frames >= reach)
+    yield _most_frames(machine, step, Case(Clips(0, 512, 512), "pair", CHUNK_TOKENS), (1024, 768, 512, 256, 128))
+    yield _most_frames(machine, step, Case(Clips(0, 256, 256)), (276, 240, 200, 160, 56))
     for case in LARGE:
         yield from _case(machine, step, case)
 
@@ -110,10 +114,9 @@ def compile_blocks(model: torch.nn.Module, backend: str) -> None:
 
 def _case(machine: Machine, step: TrainingStep, case: Case) -> Iterator[Row]:
     clips = replace(TOY, batch=case.clips.batch) if machine.toy else case.clips
-    name = case.clips.name
+    name = f"{case.clips.name}, {case.memory}"
     network, batch = step.model.config, random_batch(clips, step.model.config)
-    step.model.activation_checkpointing = case.recomputes
-    machine.forget_peak()
+    _set_memory(machine, step, case)
     try:
         step_s = machine.seconds(lambda: step(batch), case.rounds)
     except torch.OutOfMemoryError:
@@ -128,10 +131,23 @@ def _case(machine: Machine, step: TrainingStep, case: Case) -> Iterator[Row]:
     yield _reach(Row("… peak memory", peak_gb, "GB"), most=case.most_gb)
 
 
-def _fits(machine: Machine, step: TrainingStep, frames: int, pixels: int, recomputes: bool) -> bool:
-    clips = TOY if machine.toy else Clips(frames, pixels, pixels)
-    step.model.activation_checkpointing = recomputes
+def _set_memory(machine: Machine, step: TrainingStep, case: Case) -> None:
+    step.model.activation_memory = case.memory
+    step.model.chunk_mlp(case.chunk_tokens)
     machine.forget_peak()
+
+
+def _most_frames(machine: Machine, step: TrainingStep, case: Case, counts: tuple[int, ...]) -> Row:
+    """Of these counts; the first is the moonshot."""
+    reach = {512: 512, 256: 240}[case.clips.height]
+    frames = next((count for count in counts if _fits(machine, step, replace(case.clips, frames=count), case)), 0)
+    name = f"most frames at {case.clips.height}², {case.memory}"
+    return Row(name, frames, "frames", reach=f">= {reach}, moonshot {counts[0]}", holds=frames >= reach)
+
+
+def _fits(machine: Machine, step: TrainingStep, clips: Clips, case: Case) -> bool:
+    clips = TOY if machine.toy else clips
+    _set_memory(machine, step, case)
     try:
         step(random_batch(clips, step.model.config))
         machine.wait()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.samplers import make_sampler
 from models.text import text_encoder_identity
 from models.vae import vae_identity
 from models.weights import CheckpointInfo, find_checkpoint
@@ -22,11 +23,16 @@ def choose_checkpoint(path: str) -> Path:
     return everywhere[-1]
 
 
+def video_size(config: SampleConfig, info: CheckpointInfo) -> Bucket:
+    """In pixels and frames: as asked, or the largest that the checkpoint was trained on."""
+    trained = max(map(Bucket.parse, info.buckets), key=lambda bucket: bucket.height * bucket.width * bucket.frames)
+    return Bucket(config.height or trained.height, config.width or trained.width, config.frames or trained.frames)
+
+
 def latent_shape(config: SampleConfig, info: CheckpointInfo) -> tuple[int, int, int, int]:
     """[C, T, h, w] of the latents of the asked or trained size. Raises ConfigError for sizes that cannot be."""
-    trained = max(map(Bucket.parse, info.buckets), key=lambda bucket: bucket.height * bucket.width * bucket.frames)
-    height, width = config.height or trained.height, config.width or trained.width
-    frames = config.frames or trained.frames
+    size = video_size(config, info)
+    height, width, frames = size.height, size.width, size.frames
     vae, patch = info.vae, info.transformer.patch_size
     multiple = vae["spatial_factor"] * patch
     if height % multiple or width % multiple:
@@ -35,6 +41,16 @@ def latent_shape(config: SampleConfig, info: CheckpointInfo) -> tuple[int, int, 
         raise ConfigError(f"frames: found {frames}, expected 1 + a multiple of {vae['temporal_factor']} (the VAE's)")
     latent_frames = (frames - 1) // vae["temporal_factor"] + 1
     return (vae["latent_channels"], latent_frames, height // vae["spatial_factor"], width // vae["spatial_factor"])
+
+
+def check_sampler(config: SampleConfig, info: CheckpointInfo) -> None:
+    """Raises ConfigError for a sampler that this checkpoint has not."""
+    try:
+        make_sampler(config.sampler, info.objective, config.steps, tokens=1)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.sampler == "iddpm" and info.transformer.out_channels != 2 * info.vae["latent_channels"]:
+        raise ConfigError("sampler: found 'iddpm', which needs a model with a learned variance; this one has none")
 
 
 def check_models(path: str, info: CheckpointInfo) -> None:

@@ -3,11 +3,42 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from models.samplers import SamplerName
 from stages.errors import at_least
+
+Format = Literal["mp4", "gif", "png", "latents"]
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class DenoiseConfig:
+    """How noise becomes latents.
+
+    sampler: see `models.samplers`; by default that of what the model predicts: euler, or ddim.
+    guidance_scale: of classifier-free guidance (Ho & Salimans, arXiv:2207.12598); 1 is none.
+    guidance_interval: the noise levels, from 0 (data) to 1 (noise), at which guidance acts (Kynkäänniemi et al.,
+      arXiv:2404.07724); elsewhere a step costs half.
+    guidance_rescale: how much of the spread that guidance adds is taken back (Lin et al., arXiv:2305.08891,
+      section 3.4, who take 0.7); 0 is none.
+    """
+
+    sampler: SamplerName | None = None
+    steps: int = 30
+    guidance_scale: float = 4.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+        at_least(self, 0, "guidance_scale", "guidance_rescale")
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval: found {low:g} to {high:g}, expected two rising levels from 0 to 1")
+        if self.guidance_rescale > 1:
+            raise ValueError(f"guidance_rescale: found {self.guidance_rescale:g}, expected at most 1")
+
+
+@dataclass(frozen=True)
+class SampleConfig(DenoiseConfig):
     """The settings of ``sample``.
 
     text_prompt: a prompt, a list of them, or the path of a file with one prompt a line.
@@ -16,10 +47,22 @@ class SampleConfig:
     ckpt: a run or checkpoint folder; by default the newest run in ``outputs``.
     pretrained_model_path: the VAE and the text encoder that the shards were made with.
     height, width, frames: pixels and frames; by default the largest bucket that the checkpoint was trained on.
+    negative_prompt: what guidance leads away from, one for all prompts or a list of one for each; empty, it is the
+      empty caption that the checkpoint was trained with.
+    batch_size: samples that run together, always so many: a batch that is not full is filled up. A sample's bits
+      depend on it, but not on what else is sampled.
     Sample i of the list has the seed ``seed + i``.
+
+    samples_per_prompt: each prompt so many times, one after the other.
+    names: of the files: numbered (``0000-a-red-ball.mp4``), or what VBench's evaluator looks for
+      (``vbench/PROMPT-INDEX.mp4``, in a folder that has nothing else).
+    formats: of the samples: H.264 in an .mp4, a .gif, an animated .png without loss; ``latents`` is one file of all.
+    fps: frames a second of the files; by default as the model was trained. It does not change what is made.
+    ckpt_hash: of the checkpoint's files, as an .mp4 records it; others are refused.
     """
 
     text_prompt: str | list[str] = ""
+    negative_prompt: str | list[str] = ""
     latents: str = ""
     ckpt: str = ""
     pretrained_model_path: str = "tiny"
@@ -28,14 +71,24 @@ class SampleConfig:
     height: int | None = None
     width: int | None = None
     frames: int | None = None
-    steps: int = 30
-    guidance_scale: float = 4.0
     batch_size: int = 8
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    samples_per_prompt: int = 1
+    names: Literal["numbered", "vbench"] = "numbered"
+    formats: tuple[Format, ...] = ("mp4",)
+    fps: float | None = None
+    ckpt_hash: str = ""
+
     def __post_init__(self) -> None:
-        at_least(self, 1, "height", "width", "frames", "steps", "batch_size")
-        at_least(self, 0, "seed", "guidance_scale")
+        super().__post_init__()
+        at_least(self, 1, "height", "width", "frames", "batch_size")
+        at_least(self, 0, "seed")
         if self.seed >= 2**63:
             raise ValueError(f"seed: found {self.seed}, expected less than 2**63")
+        at_least(self, 1, "samples_per_prompt")
+        if not self.formats:
+            raise ValueError("formats: found none, expected at least one, such as mp4")
+        if self.fps is not None and not 0 < self.fps <= 240:
+            raise ValueError(f"fps: found {self.fps:g}, expected more than 0 and at most 240")

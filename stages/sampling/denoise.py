@@ -1,65 +1,122 @@
 """From noise to latents, for the sampler and for the trainer, which loads no encoder: nothing here does."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from models.objective import make_objective
+from models.samplers import make_sampler
+from models.text_lengths import padded_length
 from models.transformer import Transformer
 from models.weights import CheckpointInfo
+from stages.sampling.config import DenoiseConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Frames that are not made: normalised latents [C, T, h, w], and [T] bool, true on those that stay as they are."""
+
+    latents: Tensor
+    frames: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One sample to make.
+
+    text [L, D], null_text [L0, D]: what guidance leads to and away from. seed: of its noise. given: for a checkpoint
+    that was trained so (`CheckpointInfo.conditioning`).
+    """
+
+    text: Tensor
+    null_text: Tensor
+    seed: int
+    given: Given | None = None
+
+    @property
+    def padded_tokens(self) -> int:
+        """The length at which its texts run."""
+        return padded_length(max(len(self.text), len(self.null_text)))
 
 
 @torch.no_grad()
 def denoise(
     model: Transformer,
     info: CheckpointInfo,
-    texts: Sequence[torch.Tensor],
-    null_text: torch.Tensor,
-    seeds: Sequence[int],
+    requests: Sequence[Request],
     shape: tuple[int, int, int, int],
+    config: DenoiseConfig,
     *,
-    steps: int,
-    guidance_scale: float,
-    given: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Normalised latents [B, C, T, h, w] from noise by the objective's steps under classifier-free guidance.
+    on_step: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Normalised latents [B, C, T, h, w] of B requests, from noise and under classifier-free guidance.
 
-    texts: B of [L, D], any lengths; null_text [L0, D]. Each sample's noise comes from its own seed, and text
-    is masked to its own length, so that a sample does not depend on its batch. Guidance acts on all channels.
-    given: normalised latents [B, C, T, h, w] and a mask [B, T], true on the frames that are not made but stay as
-    they are there, at level 0 throughout; for a checkpoint that was trained so (`CheckpointInfo.conditioning`).
+    Each sample's noise comes from its own seed, and text is masked to its own length, so that a sample does not
+    depend on its batch: to the bit among batches of one size, one `Request.padded_tokens`, and given frames in all or
+    none. Guidance acts on all latent channels; a variance beside them is that of the conditional branch. ``on_step`` is
+    called after each step.
+
+    Raises ValueError for a sampler that the model has not.
     """
     device = next(model.parameters()).device
-    count = len(texts)
-    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
-    made = torch.ones(count, dtype=torch.bool, device=device)  # [B], or [B, T] where frames are given
-    if given is not None:
-        made = ~given[1].to(device)
-        x = torch.where(_over(made), x, given[0].to(x))
-    guided = guidance_scale != 1
-    text = model.read_text(*pad([*texts, *([null_text] * count if guided else [])], device))
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    given, made = _given(requests, x)
+    sampler = make_sampler(config.sampler, info.objective, config.steps, model.config.tokens(*shape[1:]))
+    branches = [2 if _guides(config, timestep) else 1 for timestep in sampler.timesteps.tolist()]
+    texts, mask = _padded_texts(requests, device)  # of the conditional branch, then of the null branch
+    text = {count: model.read_text(*(each[: count * len(x)] for each in (texts, mask))) for count in set(branches)}
     size = (shape[2] * info.vae["spatial_factor"], shape[3] * info.vae["spatial_factor"])
-    objective = make_objective(info.objective)
-    levels = objective.schedule(steps, model.config.tokens(*shape[1:])).tolist()
-    for level, following in pairwise(levels):
-        inputs = torch.cat([x, x]) if guided else x
-        timestep = objective.timestep(level * (torch.cat([made, made]) if guided else made))
-        output = model(inputs, timestep, text, frame_interval_s=info.frame_interval_s, size=size).float()
-        if guided:
+    for index, (timestep, count) in enumerate(zip(sampler.timesteps.tolist(), branches, strict=True)):
+        x = torch.where(_over(made), x, given)
+        inputs, timesteps = torch.cat([x] * count), torch.cat([timestep * made] * count)
+        output = model(inputs, timesteps, text[count], frame_interval_s=info.frame_interval_s, size=size).float()
+        if count == 2:
             conditional, unconditional = output.chunk(2)
-            output = unconditional + guidance_scale * (conditional - unconditional)
-        x = torch.where(_over(made), objective.step(x, output, level, following), x)
-    return x
+            output = guided(conditional, unconditional, config, channels=shape[0])
+        x = sampler.step(index, x, output, generators)
+        on_step()
+    return torch.where(_over(made), x, given)
 
 
-def _over(made: torch.Tensor) -> torch.Tensor:
+def guided(conditional: Tensor, unconditional: Tensor, config: DenoiseConfig, channels: int) -> Tensor:
+    """One prediction of two [B, C', ...]; of the channels beyond those of the latents, the conditional's."""
+    wanted = conditional[:, :channels]
+    output = unconditional[:, :channels] + config.guidance_scale * (wanted - unconditional[:, :channels])
+    if config.guidance_rescale:
+        spread = [x.flatten(1).std(1).reshape(-1, 1, 1, 1, 1) for x in (wanted, output)]
+        output = output * torch.lerp(torch.ones_like(spread[0]), spread[0] / spread[1], config.guidance_rescale)
+    return torch.cat([output, conditional[:, channels:]], dim=1)
+
+
+def _guides(config: DenoiseConfig, timestep: float) -> bool:
+    low, high = config.guidance_interval
+    return config.guidance_scale != 1 and low <= timestep / 1000 <= high
+
+
+def _given(requests: Sequence[Request], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents like x of which frames are given, and what is made: [B] bool, or [B, T] where frames are given."""
+    if all(request.given is None for request in requests):
+        return x, torch.ones(len(x), dtype=torch.bool, device=x.device)
+    given, made = torch.zeros_like(x), torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
+    for row, request in enumerate(requests):
+        if request.given is not None:
+            given[row], made[row] = request.given.latents.to(x), ~request.given.frames.to(x.device)
+    return given, made
+
+
+def _over(made: Tensor) -> Tensor:
     """[B] or [B, T] as [B, 1, 1 or T, 1, 1]."""
     return made.reshape(len(made), 1, -1, 1, 1)
 
 
-def pad(texts: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """B texts [L, D] of any lengths -> zero-padded float32 [B, Lmax, D] and mask [B, Lmax], true on real tokens."""
-    padded = torch.nn.utils.rnn.pad_sequence([text.float() for text in texts], batch_first=True)
+def _padded_texts(requests: Sequence[Request], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The texts, then the null texts, zero-padded float32 [2B, L, D], and mask [2B, L], true on real tokens."""
+    texts = [*(request.text for request in requests), *(request.null_text for request in requests)]
+    length = max(request.padded_tokens for request in requests)
+    padded = torch.zeros(len(texts), length, texts[0].shape[1])
+    for row, text in zip(padded, texts, strict=True):
+        row[: len(text)] = text
     lengths = torch.tensor([len(text) for text in texts])
-    return padded.to(device), (torch.arange(padded.shape[1]) < lengths[:, None]).to(device)
+    return padded.to(device), (torch.arange(length) < lengths[:, None]).to(device)

@@ -1,37 +1,29 @@
 """Prompts to latents: the text encoder and the transformer take turns in memory."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from models.latents import LatentStats
-from models.loading import load_transformer
-from models.text import TextEncoder
 from models.weights import CheckpointInfo, read_info, read_null_text
 from stages.output import progress_bar
-from stages.sampling.checkpoint import check_models, latent_shape
+from stages.sampling.checkpoint import check_models, check_sampler, latent_shape
 from stages.sampling.config import SampleConfig
-from stages.sampling.denoise import denoise
+from stages.sampling.denoise import Request, denoise
+from stages.sampling.models import Models
+from stages.sampling.prompts import negative_prompts
 from stages.sampling.sampled_latents import SampledLatents
 
 
-@dataclass(frozen=True)
-class Request:
-    """One video to make."""
-
-    prompt: str
-    seed: int
-    text: torch.Tensor  # [L, D]
-
-
-def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, device: torch.device) -> SampledLatents:
+def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models: Models) -> SampledLatents:
     """One sample a prompt, as the VAE decodes them."""
     info = read_info(checkpoint)
     shape = latent_shape(config, info)
+    check_sampler(config, info)
     check_models(config.pretrained_model_path, info)
-    requests = _encode_prompts(config, prompts, info, device)
-    latents = LatentStats.of(info.vae).denormalise(_denoise_all(config, requests, checkpoint, info, shape, device))
+    requests = _encode_prompts(config, prompts, checkpoint, info, models)
+    latents = LatentStats.of(info.vae).denormalise(_denoise_all(config, requests, checkpoint, info, shape, models))
     seeds = [request.seed for request in requests]
     return SampledLatents(latents, prompts, seeds, info.step, info.vae, 1 / info.frame_interval_s)
 
@@ -42,37 +34,43 @@ def _denoise_all(
     checkpoint: Path,
     info: CheckpointInfo,
     shape: tuple[int, int, int, int],
-    device: torch.device,
+    models: Models,
 ) -> torch.Tensor:
     """Normalised latents, [N, C, T, h, w]."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = load_transformer(checkpoint, weights=config.weights).to(device, dtype)
-    null_text, _ = read_null_text(checkpoint)
-    batches = [requests[i : i + config.batch_size] for i in range(0, len(requests), config.batch_size)]
-    latents: list[torch.Tensor] = []
-    with progress_bar(len(requests), "denoise", "video") as bar:
+    model = models.transformer(checkpoint, weights=config.weights).to(models.device, dtype)
+    latents = torch.empty(len(requests), *shape)
+    batches = list(fixed_batches(requests, config.batch_size))
+    with progress_bar(len(batches) * config.steps, "denoise", "step") as bar:
         for batch in batches:
-            latents += denoise(
-                model,
-                info,
-                [request.text for request in batch],
-                null_text,
-                [request.seed for request in batch],
-                shape,
-                steps=config.steps,
-                guidance_scale=config.guidance_scale,
-            ).cpu()
-            bar.update(len(batch))
-    return torch.stack(latents)
+            filled = [requests[number] for number in batch]
+            filled += filled[-1:] * (config.batch_size - len(batch))
+            made = denoise(model, info, filled, shape, config, on_step=bar.update)
+            latents[list(batch)] = made[: len(batch)].cpu()
+    return latents
+
+
+def fixed_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[int, ...]]:
+    """The numbers of the requests that run together, at most ``size`` of one kind: one length of text, and frames
+    given to all or none. So a sample always runs in the same shapes, and only those decide its last bits."""
+    kinds: dict[tuple[int, bool], list[int]] = {}
+    for number, request in enumerate(requests):
+        kinds.setdefault((request.padded_tokens, request.given is None), []).append(number)
+    for members in kinds.values():
+        yield from (tuple(members[i : i + size]) for i in range(0, len(members), size))
 
 
 def _encode_prompts(
-    config: SampleConfig, prompts: list[str], info: CheckpointInfo, device: torch.device
+    config: SampleConfig, prompts: list[str], checkpoint: Path, info: CheckpointInfo, models: Models
 ) -> list[Request]:
+    negatives = negative_prompts(config.negative_prompt, len(prompts))
     max_tokens = info.text_encoder["max_tokens"]
-    encoder = TextEncoder.load(config.pretrained_model_path, device, max_tokens=max_tokens)
-    texts = encoder.encode(prompts)
+    encoder = models.text_encoder(config.pretrained_model_path, models.device, max_tokens=max_tokens)
+    texts = [torch.from_numpy(text) for text in encoder.encode([*prompts, *negatives])]
+    null_text, mask = read_null_text(checkpoint)
     return [
-        Request(prompt, config.seed + number, torch.from_numpy(text))
-        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+        Request(text, against if negative else null_text[mask], config.seed + number)
+        for number, (text, negative, against) in enumerate(
+            zip(texts[: len(prompts)], negatives, texts[len(prompts) :], strict=True)
+        )
     ]

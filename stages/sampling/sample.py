@@ -1,49 +1,46 @@
 """Prompts to videos with trained weights; the text encoder, the transformer and the VAE take turns in memory."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from models.vae import FrozenVAE, vae_identity
+from models.vae import vae_identity
 from models.weights import read_info
-from stages.contact_sheet import contact_sheet
 from stages.errors import ConfigError
-from stages.output import output_folder, progress_bar, save_settings, save_summary
+from stages.output import output_folder, save_settings, save_summary
 from stages.sampling.checkpoint import choose_checkpoint, latent_shape, require_same
 from stages.sampling.config import SampleConfig
+from stages.sampling.files import file_stems, write_samples
 from stages.sampling.generate import generate
-from stages.sampling.prompts import read_prompts, slug
+from stages.sampling.models import Models
+from stages.sampling.prompts import negative_prompts, read_prompts
+from stages.sampling.record import check_hash, checkpoint_hash
 from stages.sampling.sampled_latents import SampledLatents
-from stages.video import write_mp4
-
-SHEET_ROWS = 24
 
 
-def sample(config: SampleConfig) -> dict[str, Any]:
-    """Make one .mp4 a sample, a contact sheet and summary.json; returns the summary."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source: dict[str, Any]
+def sample(config: SampleConfig, models: Models | None = None) -> dict[str, Any]:
+    """Make the files of each sample, a contact sheet and summary.json; returns the summary."""
+    models = models or Models.on_this_machine()
     if from_latents(config):
         samples = read_latents(config)
-        source = {"latents": config.latents, "step": samples.step}
+        stems = file_stems(samples.prompts, config.names)
         output = output_folder(config.output)
+        save_settings(output, config)
+        source: dict[str, Any] = {"latents": config.latents, "step": samples.step}
     else:
-        prompts, checkpoint = read_prompts(config.text_prompt), choose_checkpoint(config.ckpt)
+        prompts, negatives = _repeated_prompts(config)
+        stems, checkpoint = file_stems(prompts, config.names), choose_checkpoint(config.ckpt)
+        found = checkpoint_hash(checkpoint, config.weights)
+        check_hash(config, checkpoint, found)
         output = output_folder(config.output)
-        samples = generate(config, prompts, checkpoint, device)
+        config = replace(config, ckpt=str(checkpoint.absolute()), ckpt_hash=found)
+        save_settings(output, config)
+        config = replace(config, negative_prompt=negatives)
+        samples = generate(config, prompts, checkpoint, models)
         source = {"checkpoint": str(checkpoint)}
-    save_settings(output, config)
-
-    videos = _decode(config.pretrained_model_path, samples, device)
-    rows: list[dict[str, Any]] = []
-    for number, (prompt, seed, frames) in enumerate(zip(samples.prompts, samples.seeds, videos, strict=True)):
-        file = f"{number:04d}-{slug(prompt)}.mp4"
-        write_mp4(output / file, frames, samples.fps)
-        rows.append({"file": file, "prompt": prompt, "seed": seed})
-    contact_sheet(videos[:SHEET_ROWS], samples.prompts[:SHEET_ROWS]).save(output / "contact_sheet.png")
-    summary = {"samples": rows, **source}
+    files = write_samples(output, stems, samples, config, models)
+    rows = zip(files, samples.prompts, samples.seeds, strict=True)
+    summary = {"samples": [{"file": file, "prompt": prompt, "seed": seed} for file, prompt, seed in rows], **source}
     save_summary(output, summary)
     return summary
 
@@ -63,23 +60,21 @@ def read_latents(config: SampleConfig) -> SampledLatents:
     return samples
 
 
-def _decode(pretrained_model_path: str, samples: SampledLatents, device: torch.device) -> list[np.ndarray]:
-    """Of each sample its frames, uint8 [T, H, W, 3]."""
-    vae = FrozenVAE.load(pretrained_model_path, device)
-    videos = []
-    with progress_bar(len(samples.latents), "decode", "video") as bar:
-        for latents in samples.latents:
-            videos.append(vae.decode(latents.transpose(0, 1)))  # [T, C, h, w]
-            bar.update()
-    return videos
-
-
 def describe(config: SampleConfig) -> str:
     """What ``sample`` would do, in a line."""
     if from_latents(config):
         samples = read_latents(config)
         return f"{len(samples.prompts)} videos of latents {list(samples.latents.shape[1:])} from {config.latents}"
-    prompts = read_prompts(config.text_prompt)
+    prompts, _ = _repeated_prompts(config)
+    file_stems(prompts, config.names)
     checkpoint = choose_checkpoint(config.ckpt)
     shape = latent_shape(config, read_info(checkpoint))
     return f"{len(prompts)} videos of latents {list(shape)} from {checkpoint}, {config.steps} steps each"
+
+
+def _repeated_prompts(config: SampleConfig) -> tuple[list[str], list[str]]:
+    """Of each sample its prompt and its negative prompt."""
+    prompts = read_prompts(config.text_prompt)
+    negatives = negative_prompts(config.negative_prompt, len(prompts))
+    repeats = range(config.samples_per_prompt)
+    return [text for text in prompts for _ in repeats], [text for text in negatives for _ in repeats]

@@ -11,7 +11,8 @@ from models.latents import LatentStats
 from models.weights import read_info, read_null_text
 from shards.dataset import Dataset
 from shards.schema import LATENTS, MEAN, TEXT, text_column
-from stages.sampling.denoise import denoise
+from stages.sampling.config import DenoiseConfig
+from stages.sampling.denoise import Request, denoise
 from tests.end_to_end.conftest import run
 
 BUCKET, COLUMN = "64x64x8", text_column("t5")
@@ -35,7 +36,8 @@ def psnr_of_a_clip_learnt_by_heart(shards: Path, folder: Path) -> float:
     clip, text = read_clip(shards, one)
     clip = LatentStats.of(info.vae).normalise(clip).transpose(0, 1)  # [C, T, h, w]
     shape = (clip.shape[0], clip.shape[1], clip.shape[2], clip.shape[3])
-    sampled = denoise(model, info, [text] * len(SEEDS), null_text, SEEDS, shape, steps=20, guidance_scale=1.0)
+    requests = [Request(text, null_text, seed) for seed in SEEDS]
+    sampled = denoise(model, info, requests, shape, DenoiseConfig(steps=20, guidance_scale=1.0))
     return min(psnr_db(one_sample, clip) for one_sample in sampled)
 
 

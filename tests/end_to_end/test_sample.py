@@ -16,7 +16,8 @@ from models.transformer import Transformer
 from models.weights import CheckpointInfo
 from pipelines.command import run as run_command
 from pipelines.sample import main
-from stages.sampling.denoise import denoise
+from stages.sampling.config import DenoiseConfig
+from stages.sampling.denoise import Request, denoise
 from tests.end_to_end.conftest import Road, command, run
 
 
@@ -55,8 +56,8 @@ def test_a_sample_does_not_depend_on_its_batch(guidance_scale: float) -> None:
     texts, null = [torch.randn(length, 64) for length in (3, 11, 1, 6)], torch.randn(1, 64)
 
     def latents(chosen: list[int]) -> torch.Tensor:
-        return denoise(model, info, [texts[i] for i in chosen], null, chosen, (4, 8, 8, 8), steps=6,
-                       guidance_scale=guidance_scale)  # fmt: skip
+        requests = [Request(texts[number], null, seed=number) for number in chosen]
+        return denoise(model, info, requests, (4, 8, 8, 8), DenoiseConfig(steps=6, guidance_scale=guidance_scale))
 
     together = latents([0, 1, 2, 3])
     assert together.std() > 0.1 and not torch.allclose(together[0], together[1], atol=0.1)
@@ -77,6 +78,9 @@ def test_a_sample_does_not_depend_on_its_batch(guidance_scale: float) -> None:
         (["height=60"], "multiples of 16"),
         (["frames=0"], "frames: found 0, expected at least 1"),
         (["batch_size=0"], "batch_size: found 0"),
+        (["sampler=ddim"], "sampler: found 'ddim', expected one of euler, unipc: the model predicts velocity"),
+        (["negative_prompt=[blurred, dark]"], "negative_prompt: found 2 for 1 prompts"),
+        (["guidance_interval=[0.8, 0.2]"], "guidance_interval: found 0.8 to 0.2"),
         (["guidence_scale=2"], "did you mean 'guidance_scale'"),
     ],
 )

@@ -181,39 +181,5 @@ def test_a_gamma_that_is_no_cap() -> None:
         DiffusionConfig(min_snr_gamma=0)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-@pytest.mark.parametrize("steps", [1, 10, 50])
-def test_sampling_is_diffusers_ddim(prediction: str, steps: int) -> None:
-    scheduler, objective = ddim(prediction, steps), _objective(prediction)
-    levels = objective.schedule(steps, TOKENS)
-    assert levels[0] == 1 and levels[-1] == 0
-    assert objective.timestep(levels[:-1]).tolist() == scheduler.timesteps.tolist()
-    ours = theirs = _draw(2)
-    garbage = 1e3 * _draw(5)  # the learned range
-    for index, timestep in enumerate(scheduler.timesteps):
-        output = torch.tanh(theirs * (1 + timestep / 1000)) + 0.1 * _draw(7)
-        theirs = scheduler.step(output, timestep, theirs, eta=0.0, return_dict=False)[0]
-        whole = torch.cat([output, garbage], 1) if prediction == "epsilon" else output
-        ours = objective.step(ours, whole, float(levels[index]), float(levels[index + 1]))
-        assert (ours - theirs).abs().max() <= 2e-4 * theirs.abs().max()
-    assert theirs.std() > 0.1
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-@pytest.mark.parametrize("steps", [3, 30])
-def test_the_true_output_leads_along_the_path_whatever_the_steps(prediction: str, steps: int) -> None:
-    """Also where 1000 is no multiple of the steps, for which diffusers steps beside its own timesteps."""
-    objective, data, noise = _objective(prediction), _draw(1).double(), _draw(2).double()
-    levels = objective.schedule(steps, TOKENS)
-    x = objective.noised(data, noise, levels[:1].expand(4))
-    for level, following in zip(levels[:-1], levels[1:], strict=True):
-        ahead = objective.noised(data, noise, following.expand(4))
-        signal = objective.noised(torch.ones_like(data), torch.zeros_like(data), level.expand(4))
-        output = noise if prediction == "epsilon" else signal * noise - (1 - signal**2).sqrt() * data
-        x = objective.step(x, output, float(level), float(following))
-        torch.testing.assert_close(x, ahead, rtol=0, atol=1e-9)
-    torch.testing.assert_close(x, data, rtol=0, atol=1e-9)
-
-
 def test_output_channels() -> None:
     assert (_objective("epsilon").out_channels(16), _objective("v").out_channels(16)) == (32, 16)

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from models.errors import WeightsError
 from models.source import TINY_FOLDER
-from models.text import LENGTHS, TextEncoder, clean_caption
+from models.text import TextEncoder, clean_caption
+from models.text_lengths import LENGTHS
 
 CAPTIONS = [
     "a red ball moves left",

@@ -11,42 +11,18 @@ import torch
 from diffusers import DDIMScheduler, LattePipeline, LatteTransformer3DModel
 
 from models.errors import WeightsError
-from models.flow import FlowConfig
 from models.loading import load_transformer
 from models.objective import ObjectiveConfig
-from models.text import TextEncoder, text_encoder_identity
-from models.transformer import TransformerConfig
+from models.text import TextEncoder
 from models.vae import vae_identity
-from models.weights import CheckpointInfo, save_checkpoint
 from pipelines.command import run
 from pipelines.export import main
 from stages.errors import ConfigError
 from stages.export import ExportConfig, describe, export
-from tests.models.networks import assert_close, inputs, random_transformer
+from tests.models.networks import assert_close, inputs
+from tests.stages.small_run import CONFIG, small_run
 
-CONFIG = TransformerConfig(num_layers=2, num_heads=2, head_dim=12, text_dim=64, sample_size=8)
 PROMPT = "a red ball moves left"
-diffusers_gives_numpy_a_tensor = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def _run(folder: Path, seeds: dict[str, int] | None = None, **changes: Any) -> Path:
-    """A run with one checkpoint, whose weights of each name are drawn from a seed."""
-    info = CheckpointInfo(
-        step=7,
-        transformer=CONFIG,
-        objective=ObjectiveConfig("velocity", FlowConfig(shift_tokens=(64,), shift_values=(3.0,))),
-        vae=vae_identity("tiny"),
-        text_encoder=text_encoder_identity("tiny"),
-        frame_interval_s=1 / 8,
-        buckets=("64x64x4", "64x64x2", "32x32x4"),
-    )
-    info = replace(info, **changes)
-    checkpoint = folder / "checkpoints" / "step-0000007"
-    checkpoint.mkdir(parents=True)
-    seeds = seeds or {"model": 0, "ema": 1}
-    weights = {name: random_transformer(info.transformer, seed).state_dict() for name, seed in seeds.items()}
-    save_checkpoint(checkpoint, info, weights, (torch.zeros(1, 64), torch.ones(1, dtype=torch.bool)))
-    return folder
 
 
 @pytest.mark.parametrize("weights", ["ema", "model"])
@@ -56,7 +32,7 @@ def _run(folder: Path, seeds: dict[str, int] | None = None, **changes: Any) -> P
 )
 @torch.no_grad()
 def test_diffusers_opens_it_with_equal_outputs(weights: Any, change: dict, tmp_path: Path) -> None:
-    source = _run(tmp_path / "run", transformer=replace(CONFIG, **change))
+    source = small_run(tmp_path / "run", transformer=replace(CONFIG, **change))
     summary = export(ExportConfig(str(source), str(tmp_path / "out"), weights=weights))
     assert summary["video_length"] == 4 and summary["exported"] == "LatteTransformer3DModel"
     assert summary["bytes"] > 4 * sum(p.numel() for p in load_transformer(source).parameters())
@@ -76,10 +52,9 @@ def _latents(pipeline: LattePipeline, noise: torch.Tensor, steps: int) -> torch.
     ).frames  # fmt: skip
 
 
-@diffusers_gives_numpy_a_tensor
 @torch.no_grad()
 def test_lattes_pipeline_samples_a_velocity_by_eulers_steps(tmp_path: Path) -> None:
-    source = _run(tmp_path / "run")
+    source = small_run(tmp_path / "run")
     export(ExportConfig(str(source), str(tmp_path / "out"), pretrained_model_path="tiny"))
     pipeline = LattePipeline.from_pretrained(tmp_path / "out")
     x = noise = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -97,7 +72,9 @@ def test_lattes_pipeline_samples_a_velocity_by_eulers_steps(tmp_path: Path) -> N
 
 @torch.no_grad()
 def test_lattes_pipeline_samples_epsilon_by_ddim(tmp_path: Path) -> None:
-    source = _run(tmp_path / "run", transformer=replace(CONFIG, out_channels=8), objective=ObjectiveConfig("epsilon"))
+    source = small_run(
+        tmp_path / "run", transformer=replace(CONFIG, out_channels=8), objective=ObjectiveConfig("epsilon")
+    )
     export(ExportConfig(str(source), str(tmp_path / "out"), pretrained_model_path="tiny"))
     pipeline = LattePipeline.from_pretrained(tmp_path / "out")
     assert isinstance(pipeline.scheduler, DDIMScheduler)
@@ -114,9 +91,8 @@ def test_lattes_pipeline_samples_epsilon_by_ddim(tmp_path: Path) -> None:
     assert_close(found, x, share=2e-3)
 
 
-@diffusers_gives_numpy_a_tensor
 def test_lattes_pipeline_makes_pictures_under_guidance(tmp_path: Path) -> None:
-    source = _run(tmp_path / "run")
+    source = small_run(tmp_path / "run")
     assert run(main, ["--checkpoint", str(source), "--output", str(tmp_path / "out"),
                       "pretrained_model_path=tiny"]) == 0  # fmt: skip
     pipeline = LattePipeline.from_pretrained(tmp_path / "out")
@@ -139,7 +115,7 @@ REFUSED_MODELS = [
 
 @pytest.mark.parametrize(("change", "message"), REFUSED_MODELS)
 def test_what_latte_cannot_express_is_refused(change: dict, message: str, tmp_path: Path) -> None:
-    source = _run(tmp_path / "run", transformer=replace(CONFIG, **change))
+    source = small_run(tmp_path / "run", transformer=replace(CONFIG, **change))
     config = ExportConfig(str(source), str(tmp_path / "out"))
     for refused in (export, describe):
         with pytest.raises(WeightsError, match=f"diffusers' Latte cannot express this model: .*{message}"):
@@ -148,7 +124,7 @@ def test_what_latte_cannot_express_is_refused(change: dict, message: str, tmp_pa
 
 
 def test_single_frames_have_no_distance_in_time(tmp_path: Path) -> None:
-    source = _run(tmp_path / "run", frame_interval_s=1.0, buckets=("64x64x1",))
+    source = small_run(tmp_path / "run", frame_interval_s=1.0, buckets=("64x64x1",))
     assert export(ExportConfig(str(source), str(tmp_path / "out")))["video_length"] == 1
 
 
@@ -161,14 +137,14 @@ def test_single_frames_have_no_distance_in_time(tmp_path: Path) -> None:
     ],
 )
 def test_what_lattes_pipeline_cannot_sample_is_refused(change: dict, message: str, tmp_path: Path) -> None:
-    source = _run(tmp_path / "run", **change)
+    source = small_run(tmp_path / "run", **change)
     with pytest.raises(ConfigError, match=message):
         export(ExportConfig(str(source), str(tmp_path / "out"), pretrained_model_path="tiny"))
     export(ExportConfig(str(source), str(tmp_path / "out")))
 
 
 def test_only_an_empty_folder_or_a_former_export_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, output = _run(tmp_path / "run"), tmp_path / "out"
+    source, output = small_run(tmp_path / "run"), tmp_path / "out"
     config = ExportConfig(str(source), str(output))
     output.mkdir()
     (output / "summary.json").write_text(json.dumps({"steps": 3}))
@@ -192,7 +168,7 @@ def test_only_an_empty_folder_or_a_former_export_is_written(tmp_path: Path, monk
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, output = _run(tmp_path / "run"), tmp_path / "out"
+    source, output = small_run(tmp_path / "run"), tmp_path / "out"
     options = ["--checkpoint", str(source), "--format", "diffusers", "--output", str(output)]
     assert run(main, [*options, "--dry-run"]) == 0
     assert f"of 4 latent frames, into {output}" in capsys.readouterr().out and not output.exists()

@@ -1,22 +1,28 @@
 """The sampler's loop, for each objective, against diffusers' schedulers with guidance written out."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from models.diffusion import DiffusionConfig
 from models.flow import FlowConfig
 from models.objective import ObjectiveConfig
 from models.transformer import TransformerConfig
 from models.weights import CheckpointInfo
-from stages.sampling.denoise import denoise
-from tests.models.networks import ddim
+from stages.sampling.config import DenoiseConfig
+from stages.sampling.denoise import Given, Request, denoise, guided
+from tests.models.networks import SMALL, ddim, random_transformer
 
 STEPS, GUIDANCE, SHAPE = 10, 3.0, (4, 2, 4, 4)
 SHIFT = 4.0
 TEXTS = [torch.full((3, 6), 0.2), torch.full((1, 6), -0.4)]
-NULL = torch.full((2, 6), 0.05)
+NULLS = [torch.full((2, 6), 0.05), torch.full((4, 6), -0.1)]  # a negative prompt each
+SEEDS = (3, 4)
 OBJECTIVES = {
     "velocity": ObjectiveConfig("velocity", flow=FlowConfig((1,), (SHIFT,))),
     "epsilon": ObjectiveConfig("epsilon", diffusion=DiffusionConfig(5.0)),
@@ -58,26 +64,98 @@ def _scheduler(prediction: str) -> DDIMScheduler | FlowMatchEulerDiscreteSchedul
 @pytest.mark.parametrize("prediction", OBJECTIVES)
 @torch.no_grad()
 def test_guided_samples_are_diffusers(prediction: str, frames_given: tuple[list[bool], ...] | None) -> None:
-    info = CheckpointInfo(0, TransformerConfig(), OBJECTIVES[prediction], {"spatial_factor": 8}, {}, 1 / 8)
-    model = Model(prediction)
     latents = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0))
-    is_given = torch.tensor(frames_given or [[False, False]] * 2)
-    given = (latents, is_given) if frames_given else None
-    found = denoise(model, info, TEXTS, NULL, [3, 4], SHAPE, steps=STEPS, guidance_scale=GUIDANCE, given=given)
+    stays = torch.tensor(frames_given or [[False, False]] * 2)
+    given = [Given(clip, frames) for clip, frames in zip(latents, stays, strict=True)] if frames_given else [None, None]
+    found = _denoise(prediction, DenoiseConfig(steps=STEPS, guidance_scale=GUIDANCE), given)
 
-    def output(x: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        mask = torch.ones(1, len(text), dtype=torch.bool)
-        return model(x, timestep, (text[None], mask), frame_interval_s=1 / 8, size=None)[:, :4]
+    for text, null, seed, clip, stay, ours in zip(TEXTS, NULLS, SEEDS, latents, stays, found, strict=True):
+        expected = _by_diffusers(prediction, text, null, seed, clip, stay, lambda *both: _guided(*both[:2]))
+        assert torch.equal(ours[:, stay], clip[:, stay])
+        assert ours[:, ~stay].std() > 0.1
+        assert (ours - expected)[:, ~stay].abs().max() <= 1e-4 * expected.abs().max()
 
-    for text, seed, clip, stays, ours in zip(TEXTS, (3, 4), latents, is_given, found, strict=True):
-        scheduler = _scheduler(prediction)
-        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))[None]
-        for timestep in scheduler.timesteps:
-            x[0, :, stays] = clip[:, stays]
-            times = (timestep.float() * ~stays)[None]
-            null = output(x, times, NULL)
-            guided = null + GUIDANCE * (output(x, times, text) - null)
-            x = scheduler.step(guided, timestep, x, return_dict=False)[0]
-        assert torch.equal(ours[:, stays], clip[:, stays])
-        assert ours[:, ~stays].std() > 0.1
-        assert (ours - x[0])[:, ~stays].abs().max() <= 1e-3 * x.abs().max()
+
+@pytest.mark.parametrize(("low", "high", "guides"), [(0.3, 0.75, 4), (0.0, 0.0, 0), (0.0, 1.0, 10)])
+@torch.no_grad()
+def test_guidance_acts_in_its_interval_alone_and_costs_nothing_elsewhere(low: float, high: float, guides: int) -> None:
+    config = DenoiseConfig(steps=STEPS, guidance_scale=GUIDANCE, guidance_interval=(low, high))
+    model = Model("epsilon")
+    rows: list[int] = []
+    model.register_forward_hook(lambda _, inputs, output: rows.append(len(inputs[0])))
+    found = _denoise("epsilon", config, model=model)
+    assert (rows.count(4), rows.count(2)) == (guides, STEPS - guides)
+
+    def output(conditional: torch.Tensor, null: torch.Tensor, timestep: int) -> torch.Tensor:
+        return _guided(conditional, null) if 1000 * low <= timestep <= 1000 * high else conditional
+
+    nothing = torch.zeros(2, dtype=torch.bool)
+    for text, null, seed, ours in zip(TEXTS, NULLS, SEEDS, found, strict=True):
+        expected = _by_diffusers("epsilon", text, null, seed, ours, nothing, output)
+        assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("rescale", [0.7, 1.0])
+def test_rescale_is_diffusers(rescale: float) -> None:
+    conditional, null = (torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    beside = torch.full_like(conditional, 5.0)
+    config = DenoiseConfig(guidance_scale=GUIDANCE, guidance_rescale=rescale)
+    found = guided(torch.cat([conditional, beside], 1), torch.cat([null, -beside], 1), config, channels=4)
+    expected = rescale_noise_cfg(_guided(conditional, null), conditional, guidance_rescale=rescale)
+    torch.testing.assert_close(found[:, :4], expected)
+    assert torch.equal(found[:, 4:], beside)  # a variance is the conditional branch's
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "iddpm"])
+@torch.no_grad()
+def test_a_samples_bits_depend_on_its_own_input_alone(sampler: str) -> None:
+    """Among batches of one size, whatever else is in them and wherever it is; the noise of each step as well."""
+    model, info = random_transformer(replace(SMALL, text_dim=6)), _info("epsilon")
+    texts = [torch.randn(length, 6, generator=torch.Generator().manual_seed(length)) for length in (3, 9, 1, 14)]
+    requests = [Request(text, NULLS[0], seed) for seed, text in enumerate(texts)]
+    config = DenoiseConfig(sampler=sampler, steps=3)  # type: ignore[arg-type]
+    together = denoise(model, info, requests, SHAPE, config)
+    assert not torch.allclose(together[0], together[1], atol=0.1)
+    alone = denoise(model, info, requests[2:3] * 4, SHAPE, config)
+    assert torch.equal(alone[0], together[2]) and torch.equal(alone[3], together[2])
+    turned = denoise(model, info, requests[::-1], SHAPE, config)
+    assert torch.equal(turned.flip(0), together)
+
+
+def _info(prediction: str) -> CheckpointInfo:
+    return CheckpointInfo(0, TransformerConfig(), OBJECTIVES[prediction], {"spatial_factor": 8}, {}, 1 / 8)
+
+
+def _denoise(
+    prediction: str, config: DenoiseConfig, given: Sequence[Given | None] = (None, None), model: Model | None = None
+) -> torch.Tensor:
+    requests = [Request(*each) for each in zip(TEXTS, NULLS, SEEDS, given, strict=True)]
+    return denoise(model or Model(prediction), _info(prediction), requests, SHAPE, config)  # type: ignore[arg-type]
+
+
+def _guided(conditional: torch.Tensor, null: torch.Tensor) -> torch.Tensor:
+    return null + GUIDANCE * (conditional - null)
+
+
+def _by_diffusers(
+    prediction: str,
+    text: torch.Tensor,
+    null: torch.Tensor,
+    seed: int,
+    clip: torch.Tensor,
+    stays: torch.Tensor,
+    combined: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+) -> torch.Tensor:
+    """One sample by diffusers' scheduler and two calls of the model a step; the frames that stay are the clip's."""
+    scheduler, model = _scheduler(prediction), Model(prediction)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))[None]
+    for timestep in scheduler.timesteps:
+        x[0, :, stays] = clip[:, stays]
+        times = (timestep.float() * ~stays)[None]
+        conditional, unconditional = (
+            model(x, times, (it[None], torch.ones(1, len(it), dtype=torch.bool)), frame_interval_s=1 / 8, size=None)
+            for it in (text, null)
+        )
+        output = combined(conditional[:, :4], unconditional[:, :4], int(timestep))
+        x = scheduler.step(output, timestep, x, return_dict=False)[0]
+    return x[0]

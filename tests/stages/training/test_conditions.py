@@ -14,7 +14,8 @@ from models.transformer import Transformer
 from models.weights import CheckpointInfo
 from shards.loader import Batch
 from shards.schema import Bucket
-from stages.sampling.denoise import denoise
+from stages.sampling.config import DenoiseConfig
+from stages.sampling.denoise import Request, denoise
 from stages.training.loss import LatentLoss
 
 BUCKET, SHAPE = Bucket(48, 80, 3), (4, 3, 6, 10)  # and its latents, of a VAE that makes 8 x 8 pixels one
@@ -30,7 +31,7 @@ def test_a_network_is_told_the_size_in_pixels_and_the_time_between_frames(told: 
         _loss(model)
     else:
         info = CheckpointInfo(0, model.config, ObjectiveConfig("velocity"), {"spatial_factor": 8}, {}, 1 / 24, ())
-        denoise(model, info, [torch.zeros(2, 64)], NULL_TEXT, [0], SHAPE, steps=1, guidance_scale=2.0)
+        denoise(model, info, [Request(torch.zeros(2, 64), NULL_TEXT, 0)], SHAPE, DenoiseConfig(steps=1))
     assert calls == [{"size": (48, 80), "frame_interval_s": 1 / 24}]
 
 

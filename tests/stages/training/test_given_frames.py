@@ -16,7 +16,8 @@ from models.transformer import Transformer
 from models.weights import CheckpointInfo
 from shards.loader import Batch
 from shards.schema import Bucket
-from stages.sampling.denoise import denoise
+from stages.sampling.config import DenoiseConfig
+from stages.sampling.denoise import Given, Request, denoise
 from stages.training.given_frames import TEXT_ALONE, ConditioningConfig
 from stages.training.loss import LatentLoss, draw_given
 
@@ -205,12 +206,10 @@ def test_a_model_learns_to_make_of_an_image_a_clip_of_it() -> None:
         optimizer.zero_grad()
         loss_of.training(model, batch, TOKENS).backward()
         optimizer.step()
-    wanted, first = loss_of.stats.normalise(stills(1000)), torch.arange(4).expand(16, 4) == 0
+    wanted, first, null = loss_of.stats.normalise(stills(1000)), torch.arange(4) == 0, torch.zeros(1, 6)
+    requests = [Request(null, null, seed, Given(clip, first)) for seed, clip in enumerate(wanted)]
     info = CheckpointInfo(0, model.config, ObjectiveConfig("velocity"), {"spatial_factor": 8}, {}, 1 / 8)
-    made = denoise(
-        model.eval(), info, [torch.zeros(1, 6)] * 16, torch.zeros(1, 6), list(range(16)), (4, 4, 2, 2),
-        steps=10, guidance_scale=1.0, given=(wanted, first),
-    )  # fmt: skip
+    made = denoise(model.eval(), info, requests, (4, 4, 2, 2), DenoiseConfig(steps=10, guidance_scale=1.0))
     assert torch.equal(made[:, :, 0], wanted[:, :, 0])
     # Frames that knew nothing of the first would be about 2 away from it.
     assert (made - wanted).square().mean() < 0.3 * wanted.square().mean()

@@ -17,10 +17,11 @@ from shards.loader import DataConfig
 from shards.schema import LATENTS, MEAN, TEXT, Bucket, Sample, make_key, text_column
 from shards.writer import write_shard
 from stages.errors import ConfigError
-from stages.sampling.denoise import denoise
+from stages.sampling.config import DenoiseConfig
+from stages.sampling.denoise import Request, denoise
 from stages.sampling.sampled_latents import SampledLatents
+from stages.training.held_out import ValidationConfig
 from stages.training.prompts import Prompts
-from stages.training.validate import ValidationConfig
 from tests.stages.training.mixed_dataset import COUNTS, VAE, mixed_dataset
 
 T5 = text_column("t5")
@@ -126,8 +127,8 @@ def test_the_samples_are_the_same_on_any_number_of_ranks(
     texts, clips = _expected(shards, "64x128x8", 3)
     channels, frames = clips[0].shape[1], clips[0].shape[0]
     expected = torch.cat([
-        denoise(model.eval(), info, [torch.from_numpy(text)], NULL_TEXT, [seed],
-                (channels, frames, *clips[0].shape[2:]), steps=3, guidance_scale=guidance_scale)
+        denoise(model.eval(), info, [Request(torch.from_numpy(text), NULL_TEXT, seed)],
+                (channels, frames, *clips[0].shape[2:]), DenoiseConfig(steps=3, guidance_scale=guidance_scale))
         for seed, text in enumerate(texts)
     ]) / VAE["scaling_factor"]  # fmt: skip
     assert expected.std() > 1 and not torch.allclose(expected[0], expected[1], atol=0.1)
