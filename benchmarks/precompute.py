@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.plain_step import Clips, TrainingStep, random_batch
 from benchmarks.rendered import Samples, loader_of
 from benchmarks.rounds import fastest
 from benchmarks.table import Row, report
-from benchmarks.plain_step import Clips, TrainingStep, random_batch
 from models.latents import LatentStats
 from models.text import TextEncoder
 from models.transformer import Transformer, TransformerConfig

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.training import TOY, compile_blocks
-from benchmarks.table import Row
 from benchmarks.plain_step import CAPTION_TOKENS, Clips
+from benchmarks.table import Row
 from models.presets import preset
 from models.transformer import Transformer
 

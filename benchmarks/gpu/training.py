@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.machine import Machine
-from benchmarks.table import Row
 from benchmarks.plain_step import Clips, TrainingStep, random_batch
+from benchmarks.table import Row
 from models.activations import ActivationMemory
 from models.flops import count_flops, peak_flops_per_s
 from models.presets import preset
