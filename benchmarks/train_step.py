@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.loader import rendered_dataset
+from benchmarks.rendered import Samples
 from benchmarks.table import Row, report
 from models.presets import preset
 from models.transformer import Transformer
@@ -74,7 +74,7 @@ def _deepspeed_rows(frames: int, turns: int) -> list[Row]:
 def _feed_rows(frames: int, turns: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         bucket = Bucket(256, 256, frames)
-        rendered_dataset(Path(folder), bucket, shards=2, samples_per_shard=turns * FED_STEPS)
+        Samples(bucket, shards=2, per_shard=turns * FED_STEPS).render(Path(folder) / "dataset")
         alone = _engine(_inputs(frames))
         alone_s = float("inf")
         for turn in range(turns):
