@@ -142,4 +142,4 @@ def _index(level: Tensor) -> Tensor:
 
 def _over(values: Tensor, like: Tensor) -> Tensor:
     """Values [B] or [B, T] as [B, 1, T or 1, 1, 1], of the type and on the device of ``like``."""
-    return values.reshape(len(values), 1, -1, 1, 1).to(like)
+    return values.reshape(len(values), 1, -1, 1, 1).to(like, non_blocking=True)

@@ -58,7 +58,7 @@ class RectifiedFlow:
         return TIMESTEPS * level
 
     def noised(self, data: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        share = level.to(data).reshape(len(level), 1, -1, 1, 1)
+        share = level.to(data, non_blocking=True).reshape(len(level), 1, -1, 1, 1)
         return (1 - share) * data + share * noise
 
     def loss(self, output: Tensor, data: Tensor, noise: Tensor, level: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Module and parameter names are those of diffusers' `LatteTransformer3DModel`, so
 """
 
 import math
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +176,7 @@ class Attention(nn.Module):
         if rotation is not None:
             query, key = rotated(query, rotation), rotated(key, rotation)
         side_by_side = [x.flatten(2, 3).transpose(1, 2) for x in (query, key, value)]  # [B, G*H, K, D/H], views
-        attended = _attend(side_by_side, mask)  # [B, G*H, Q, D/H]
+        attended = _attend(*side_by_side, mask)  # [B, G*H, Q, D/H]
         merged = attended.transpose(1, 2).reshape(queries.shape)
         return self.to_out[0](merged)
 
@@ -191,13 +191,13 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.head_dim))
 
 
-def _attend(qkv: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention, in as many calls as the device's bound on heads asks for."""
-    parts = [
-        functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        for query, key, value in zip(*(x.split(MAX_HEADS_PER_CALL, dim=1) for x in qkv), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    attend = partial(functional.scaled_dot_product_attention, attn_mask=mask)
+    if query.shape[1] <= MAX_HEADS_PER_CALL:  # not split into one: the backward of a split copies
+        return attend(query, key, value)
+    parts = zip(*(x.split(MAX_HEADS_PER_CALL, dim=1) for x in (query, key, value)), strict=True)
+    return torch.cat([attend(*part) for part in parts], dim=1)
 
 
 class GeluProjection(nn.Module):

@@ -26,9 +26,10 @@ def clean_caption(text: str) -> str:
 class TextEncoder:
     """A T5 encoder that never learns and whose answer for a caption depends on that caption alone.
 
-    Captions run in batches of exactly ``batch_captions``, padded to one of LENGTHS with the real attention mask; a
-    batch that is not full is filled up with empty captions, whose results are dropped. The empty caption is the null
-    text: its embedding is that of the end-of-sequence token alone.
+    Captions run sorted by length: padded to one of LENGTHS, with the real attention mask, in batches of exactly as
+    many as make ``batch_tokens`` there, so that short ones come in larger batches. A batch that is not full is filled
+    up with empty captions, whose results are dropped. The empty caption is the null text: its embedding is that of
+    the end-of-sequence token alone.
 
     ``identity`` is what a dataset records of it: see ``text_encoder_identity``.
     """
@@ -38,14 +39,14 @@ class TextEncoder:
         model: T5EncoderModel,
         tokenizer: PreTrainedTokenizerBase,
         identity: dict[str, Any],
-        batch_captions: int,
+        batch_tokens: int,
     ):
-        if batch_captions < 1:
-            raise ValueError(f"batch_captions is {batch_captions}; it must be at least 1")
+        if batch_tokens < LENGTHS[-1]:
+            raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least {LENGTHS[-1]}, the longest caption")
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self.max_tokens: int = identity["max_tokens"]
-        self.batch_captions = batch_captions
+        self.batch_tokens = batch_tokens
         self.identity = identity
 
     @classmethod
@@ -55,7 +56,7 @@ class TextEncoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         max_tokens: int = 120,
-        batch_captions: int = 8,
+        batch_tokens: int = LENGTHS[-1],
     ) -> "TextEncoder":
         """Load ``tiny``, a folder or a hub id; WeightsError when encoder or tokenizer is absent or not T5's."""
         folder, tokenizer_folder = resolve_model(name, "text_encoder"), resolve_model(name, "tokenizer")
@@ -66,7 +67,7 @@ class TextEncoder:
                 f"the tokenizer in {tokenizer_folder} has {len(tokenizer)} pieces; "
                 f"the encoder in {folder} has {model.config.vocab_size}: they do not belong together"
             )
-        return cls(model, tokenizer, text_encoder_identity(name, max_tokens), batch_captions)
+        return cls(model, tokenizer, text_encoder_identity(name, max_tokens), batch_tokens)
 
     def encode(self, captions: list[str]) -> list[np.ndarray]:
         """Embed each caption, cleaned, at its true length.
@@ -75,24 +76,26 @@ class TextEncoder:
             One float16 [L, D] a caption; L counts the end-of-sequence token and is at most ``max_tokens``. An overflow
             of float16 stays infinite, so that the caller can find and reject it.
         """
-        tokens = [self._tokenize(caption) for caption in captions]
+        tokens = self._tokenize(captions)
         embeddings: list[np.ndarray] = [np.empty(0)] * len(captions)
         for length in LENGTHS:
             members = [i for i, ids in enumerate(tokens) if padded_length(len(ids)) == length]
-            for start in range(0, len(members), self.batch_captions):
-                batch = members[start : start + self.batch_captions]
+            batch_captions = self.batch_tokens // length
+            for start in range(0, len(members), batch_captions):
+                batch = members[start : start + batch_captions]
                 for i, embedding in zip(batch, self._run([tokens[i] for i in batch], length), strict=True):
                     embeddings[i] = embedding
         return embeddings
 
-    def _tokenize(self, caption: str) -> list[int]:
-        """Token ids of the cleaned caption, the last of them the end of sequence, also when the caption is cut."""
-        return self._tokenizer(clean_caption(caption), truncation=True, max_length=self.max_tokens)["input_ids"]
+    def _tokenize(self, captions: list[str]) -> list[list[int]]:
+        """Token ids of cleaned captions, the last of each the end of sequence, also when the caption is cut."""
+        cleaned = [clean_caption(caption) for caption in captions]
+        return self._tokenizer(cleaned, truncation=True, max_length=self.max_tokens)["input_ids"] if cleaned else []
 
     @torch.inference_mode()
     def _run(self, tokens: list[list[int]], length: int) -> list[np.ndarray]:
         """Embeddings of one batch of token ids, at one of LENGTHS."""
-        rows = [*tokens, *[self._tokenize("")] * (self.batch_captions - len(tokens))]
+        rows = [*tokens, *self._tokenize([""]) * (self.batch_tokens // length - len(tokens))]
         ids = torch.full((len(rows), length), self._tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, row_tokens in enumerate(rows):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
+import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +26,7 @@ from models.layers import (
     sincos,
     spatial_positions,
 )
+from models.sequence_parallel import SharedVideo
 
 TemporalPos = Literal["stream", "branch", "rope"]
 TemporalAttention = Literal["axial", "full"]
@@ -139,6 +141,7 @@ class Transformer(nn.Module):
         self.config = config
         self.prediction = prediction
         self.activation_checkpointing = False
+        self.sequence_group: dist.ProcessGroup | None = None
         width, block = config.width, (config.width, config.num_heads, config.mlp_ratio)
         full = config.temporal_attention == "full"
         self.pos_embed = PatchEmbed(config.in_channels, width, config.patch_size)
@@ -178,19 +181,31 @@ class Transformer(nn.Module):
         dtype = self.scale_shift_table.dtype
         if not isinstance(text, TextContext):
             text = self._project(text, text_mask)
-        grid = self._grid(latents)
-        x = self.pos_embed(latents.to(dtype))  # [B, T, N, D]
+        grid, frames = self._grid(latents), latents.shape[2]
+        video = SharedVideo(self.sequence_group, frames, grid[0] * grid[1])
+        x = self.pos_embed(video.own_frames(latents, 2).to(dtype))  # [B, T, N, D]
         x = (x + self._spatial_positions(grid, x.device)).to(dtype)
         interval_s = self._interval(frame_interval_s, x.device)  # [B or 1, 1]
         embedding = self._embed(timestep, text.pooled, size, interval_s)  # [B, F, D]
         vectors = self.adaln_single(embedding)  # [B, F, 6, D]
-        times = self._temporal_positions(x, interval_s)
+        times = self._temporal_positions(frames, interval_s)
         for index, layer_text in enumerate(text.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._pair, index, x, vectors, layer_text, text.mask, times, use_reentrant=False)
+                x = checkpoint(self._pair, index, x, vectors, layer_text, text.mask, times, video, use_reentrant=False)
             else:
-                x = self._pair(index, x, vectors, layer_text, text.mask, times)
-        return self._unpatchify(self._last_layer(x, embedding), grid)
+                x = self._pair(index, x, vectors, layer_text, text.mask, times, video)
+        x = self._last_layer(x, video.own_frames(embedding, 1))
+        return self._unpatchify(video.all_frames(x), grid)
+
+    def shard_sequence(self, group: dist.ProcessGroup | None) -> None:
+        """From now on the ranks of ``group`` compute each video together (see `models.sequence_parallel`); None: alone.
+
+        Every rank of the group then calls `forward` with the same arguments and gets the same, whole result. Raises
+        ValueError where temporal attention is full, which needs all places of all frames at once.
+        """
+        if group is not None and self.config.temporal_attention == "full":
+            raise ValueError("temporal_attention is 'full'; expected 'axial' where the ranks share a video")
+        self.sequence_group = group
 
     def read_text(self, text: Tensor, text_mask: Tensor | None = None) -> TextContext:
         """Text and mask as `forward` takes them -> what all calls with this text share, keys and values included.
@@ -228,15 +243,15 @@ class Transformer(nn.Module):
     def _interval(self, frame_interval_s: float | Tensor | None, device: torch.device) -> Tensor:
         """Seconds between frames, [B or 1, 1] float64."""
         interval_s = DEFAULT_FRAME_INTERVAL_S if frame_interval_s is None else frame_interval_s
-        return torch.as_tensor(interval_s, dtype=torch.float64, device=device).reshape(-1, 1)
+        return torch.as_tensor(interval_s, dtype=torch.float64).to(device, non_blocking=True).reshape(-1, 1)
 
-    def _temporal_positions(self, x: Tensor, interval_s: Tensor) -> Tensor:
+    def _temporal_positions(self, frames: int, interval_s: Tensor) -> Tensor:
         """Time since the first frame, in units of 1 / temporal_pos_per_s: [B or 1, T, 1, D], for rope D/H."""
-        frames = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
-        positions = (frames * interval_s * self.config.temporal_pos_per_s)[:, :, None]
+        numbers = torch.arange(frames, dtype=torch.float64, device=interval_s.device)
+        positions = (numbers * interval_s * self.config.temporal_pos_per_s)[:, :, None]
         if self.config.temporal_pos == "rope":
             return sincos(positions, self.config.head_dim)
-        return sincos(positions, self.config.width).to(x.dtype)
+        return sincos(positions, self.config.width).to(self.scale_shift_table.dtype)
 
     def _embed(
         self,
@@ -248,22 +263,33 @@ class Transformer(nn.Module):
         """What conditions all tokens: the timestep, and as configured size, frame rate and mean text, [B, F, D]."""
         timestep = timestep[:, None] if timestep.ndim == 1 else timestep
         if size is not None:
-            size = torch.as_tensor(size, dtype=torch.float32, device=timestep.device).reshape(-1, 2)
+            size = torch.as_tensor(size, dtype=torch.float32).to(timestep.device, non_blocking=True).reshape(-1, 2)
         embedding = self.adaln_single.emb(timestep, size, 1 / interval_s, self.scale_shift_table.dtype)
         return embedding if pooled_text is None else embedding + pooled_text
 
     def _pair(
-        self, index: int, x: Tensor, vectors: Tensor, text: Tensor | KeysValues, mask: Tensor | None, times: Tensor
+        self,
+        index: int,
+        x: Tensor,
+        vectors: Tensor,
+        text: Tensor | KeysValues,
+        mask: Tensor | None,
+        times: Tensor,
+        video: SharedVideo,
     ) -> Tensor:
-        """A spatial block and the temporal block after it: [B, T, N, D] -> [B, T, N, D]."""
-        x = self.transformer_blocks[index](x, vectors, text, mask)
-        temporal = self.temporal_transformer_blocks[index]
+        """A spatial block and the temporal block after it: [B, T, N, D] -> [B, T, N, D], this rank's frames."""
+        x = self.transformer_blocks[index](x, video.own_frames(vectors, 1), text, mask)
+        return video.to_frames(self._temporal(index, video.to_tokens(x), vectors, times))
+
+    def _temporal(self, index: int, x: Tensor, vectors: Tensor, times: Tensor) -> Tensor:
+        """[B, T, N, D] -> [B, T, N, D], of all frames."""
+        block = self.temporal_transformer_blocks[index]
         if self.config.temporal_pos == "branch":
-            return temporal(x, vectors, added=times)
+            return block(x, vectors, added=times)
         if self.config.temporal_pos == "rope":
-            return temporal(x, vectors, rotation=times)
+            return block(x, vectors, rotation=times)
         # Latte gives a single image no temporal position.
-        return temporal(x + times if index == 0 and x.shape[1] > 1 else x, vectors)
+        return block(x + times if index == 0 and x.shape[1] > 1 else x, vectors)
 
     def _last_layer(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, T, N, D] -> [B, T, N, p*p*C']"""

@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 from models.errors import WeightsError
 from models.source import CONFIG_NAME, resolve_model, weights_hash
 
+MOST_SIZES = 64
+"""Of frames, that a process can compile an encoder for."""
+
 
 class FrozenVAE:
     """A VAE that never learns and whose answer for a frame depends on that frame alone.
@@ -26,13 +29,28 @@ class FrozenVAE:
 
     Latents are unscaled: what the encoder says, without ``scaling_factor`` and ``shift_factor``.
 
-    ``identity`` is what a dataset records of it: see ``vae_identity``.
+    ``identity`` is what a dataset records of it: see ``vae_identity``. ``channels_last`` and ``compiled`` choose other
+    kernels, which round in another order: the layout of pictures in memory, and torch.compile for the encoder, once
+    for each size of frames.
     """
 
-    def __init__(self, model: AutoencoderKL, identity: dict[str, Any], batch_frames: int):
+    def __init__(
+        self,
+        model: AutoencoderKL,
+        identity: dict[str, Any],
+        batch_frames: int,
+        *,
+        channels_last: bool = False,
+        compiled: bool = False,
+    ):
         if batch_frames < 1:
             raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
-        self._model = model.eval().requires_grad_(False)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._model = model.eval().requires_grad_(False).to(memory_format=self._layout)
+        if compiled:
+            # One compilation for any size would make the bytes depend on which sizes came first.
+            model.encoder.compile(dynamic=False, fullgraph=True)
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SIZES)
         self.batch_frames = batch_frames
         self.identity = identity
 
@@ -43,11 +61,15 @@ class FrozenVAE:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_frames: int = 8,
+        *,
+        channels_last: bool = False,
+        compiled: bool = False,
     ) -> "FrozenVAE":
         """Load ``tiny``, a folder or a hub id; WeightsError when it is absent or not a whole AutoencoderKL."""
         folder = resolve_model(name, "vae")
         identity = vae_identity(name)
-        return cls(_load_model(folder, dtype).to(device), identity, batch_frames)
+        model = _load_model(folder, dtype).to(device)
+        return cls(model, identity, batch_frames, channels_last=channels_last, compiled=compiled)
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """The posterior's mean of each frame: uint8 [N, H, W, 3] -> float32 [N, C, h, w], unscaled."""
@@ -93,7 +115,7 @@ class FrozenVAE:
 
     def _encode_batch(self, frames: torch.Tensor) -> torch.Tensor:
         pixels = frames.permute(0, 3, 1, 2).to(self._model.dtype) / 127.5 - 1  # [n, 3, H, W] in -1..1
-        posterior = self._model.encode(pixels.contiguous()).latent_dist
+        posterior = self._model.encode(pixels.contiguous(memory_format=self._layout)).latent_dist
         return torch.cat([posterior.mean, posterior.std], dim=1).float()  # [n, 2C, h, w]
 
     def _decode_batch(self, latents: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Samples to a report: ``python -m pipelines.evaluate --config configs/evaluate/shapes.yaml [key=value ...]``."""
+"""A checkpoint to numbers and a report: ``python -m pipelines.evaluate --checkpoint RUN [key.path=value ...]``."""
 
 import sys
 from collections.abc import Sequence
@@ -11,9 +11,11 @@ from stages.output import settings_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser("Check what samples show against their prompts, and write a page about the run.")
+    parser = Parser("Measure a checkpoint and its samples, and write a page about the run.")
+    parser.add_argument("--checkpoint", metavar="RUN", help="a run or checkpoint folder; the same as checkpoint=")
     options = parser.read(arguments)
-    config = load_config(EvaluateConfig, options.config, options.settings)
+    checkpoint = {} if options.checkpoint is None else {"checkpoint": options.checkpoint}
+    config = load_config(EvaluateConfig, options.config, options.settings, checkpoint)
     if options.dry_run:
         print(settings_text(config), end="")
         print(describe(config))

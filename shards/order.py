@@ -75,8 +75,9 @@ class SampleOrder:
             high *= 2
         return bisect.bisect_right(range(high), step, key=self._batches_before) - 1
 
-    def samples_before(self, step: int) -> int:
-        """How many samples, of all ranks, the steps before this one take, in time that does not grow with the step."""
+    def samples_before(self, step: int) -> dict[str, int]:
+        """How many samples of each bucket, of all ranks, the steps before this one take, in time that does not grow
+        with the step."""
         epoch = self.epoch(step)
         batches = {name: self._bucket_batches_before(name, epoch) for name in self.batch_size}
         places = self._shuffled(epoch)[: step - sum(batches.values())]
@@ -85,7 +86,7 @@ class SampleOrder:
             end = place + self._bucket_batches_before(name, epoch + 1) - batches[name]
             batches[name] += int(np.count_nonzero((place <= places) & (places < end)))
             place = end
-        return sum(count * self.batch_size[name] for name, count in batches.items())
+        return {name: count * self.batch_size[name] for name, count in batches.items()}
 
     def _batches_before(self, epoch: int) -> int:
         return sum(self._bucket_batches_before(name, epoch) for name in self.batch_size)
@@ -161,6 +162,7 @@ class FixedOrder:
                 positions[: len(own)] = np.arange(position, position + len(own))
                 self._batches.append(GlobalBatch(name, np.resize(own, size), positions))
                 position += len(own)
+        self.samples = position
 
     def __len__(self) -> int:
         return len(self._batches)

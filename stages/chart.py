@@ -17,6 +17,8 @@ MOST_BINS = 400
 MOST_TICKS = 6
 LOG_FROM_RATIO = 5
 """Positive values that span more than this get a logarithmic axis."""
+SIDE_BY_SIDE = 1.4
+"""Per cent of the width between the intervals of several series at one place."""
 TAIL_SHARE = 0.005
 """A histogram leaves out so much at either end where that halves its width."""
 
@@ -70,6 +72,26 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A value with its interval, and both in words."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    label: str
+
+
+@dataclass(frozen=True)
+class IntervalChart:
+    """Values with intervals: for each series its marks, and the line through them as an SVG path."""
+
+    series: list[tuple[list[Mark], str]]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+
+
+@dataclass(frozen=True)
 class _Axis:
     """From values to per cent of the plot: ``start`` is at 0, ``end`` at 100."""
 
@@ -107,6 +129,24 @@ def line_chart(steps: Sequence[float], values: Sequence[float], *, from_zero: bo
         logarithmic=logarithmic,
         readout=[(a, b, *label) for a, b, label in zip(at_x.tolist(), at_y.tolist(), labels, strict=True)],
     )
+
+
+def interval_chart(
+    x: Sequence[float], series: Sequence[Sequence[tuple[float, float, float]]], x_end: float
+) -> IntervalChart:
+    """A chart of (value, low, high) at each ``x`` of 0 to ``x_end``, of one or more series; all finite."""
+    bounds = np.array(series, float)  # [series, len(x), 3]
+    y_values = ticks(float(bounds.min()), float(bounds.max()))
+    x_axis, y_axis = _Axis(0, x_end), _Axis(y_values[-1], y_values[0])
+    at_y = y_axis.place(bounds).round(2).tolist()
+    drawn = []
+    for place, (values, places) in enumerate(zip(series, at_y, strict=True)):
+        aside = SIDE_BY_SIDE * (place - (len(series) - 1) / 2)
+        at_x = (x_axis.place(x) + aside).round(2).tolist()
+        labels = [f"{value:.4g} ({low:.4g} to {high:.4g})" for value, low, high in values]
+        marks = [Mark(a, y, low, high, label) for a, (y, low, high), label in zip(at_x, places, labels, strict=True)]
+        drawn.append((marks, _path(np.array(at_x), np.array(places)[:, 0])))
+    return IntervalChart(drawn, x_axis.ticks(ticks(0, x_end)), y_axis.ticks(y_values))
 
 
 def histogram(values: np.ndarray) -> Histogram:

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Container, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -56,15 +56,26 @@ RECENT_CAPTIONS = 1024
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """The VAE by name, folder or hub id. batch_frames is the fixed batch that every frame is encoded in."""
+    """The VAE by name, folder or hub id. batch_frames is the fixed batch that every frame is encoded in.
+
+    channels_last and compile: layouts and kernels that may be faster on a GPU; ``--tune`` tells.
+    """
 
     name: str = "tiny"
     batch_frames: int = 8
     store_std: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_frames")
+
+    @property
+    def compute(self) -> str:
+        """What decides the bytes beside the weights and the batch: other kernels round in another order."""
+        layout = " channels-last" if self.channels_last else ""
+        return f"{self.precision}{layout}{' compiled' if self.compile else ''}"
 
 
 @dataclass(frozen=True)
@@ -72,17 +83,19 @@ class TextConfig:
     """The text encoder by name, folder or hub id, and the column that its embeddings go to.
 
     captions: a JSON-lines file of ``{"key": …, "caption": …}`` that replaces the metadata's captions of these clips.
+    batch_tokens: of a batch, padding included: 8 captions of 128 tokens, 64 of 16.
     """
 
     name: str = "tiny"
     column: str = "t5"
     captions: str = ""
     max_tokens: int = 120
-    batch_captions: int = 8
+    batch_tokens: int = 1024
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_captions", "max_tokens")
+        at_least(self, 1, "max_tokens")
+        at_least(self, LENGTHS[-1], "batch_tokens")
         if self.max_tokens > LENGTHS[-1]:
             raise ValueError(f"max_tokens: found {self.max_tokens}, expected at most {LENGTHS[-1]}")
 
@@ -142,19 +155,34 @@ def dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def load_vae(config: VaeConfig) -> FrozenVAE:
+    """The VAE on this process's device, computing as its settings say."""
+    return FrozenVAE.load(
+        config.name,
+        device(),
+        dtype(config.precision),
+        config.batch_frames,
+        channels_last=config.channels_last,
+        compiled=config.compile,
+    )
+
+
+def exact(config: VaeConfig) -> VaeConfig:
+    """The same VAE in the plainest arithmetic, which the chosen one is compared with."""
+    return replace(config, precision="fp32", channels_last=False, compile=False)
+
+
 class LatentWorker:
     """Builds latent shards: decoded frames through the VAE."""
 
     def __init__(self, config: VaeConfig, identity: dict[str, Any], target: Target, threads: int):
         torch.set_num_threads(threads)
-        self._vae = FrozenVAE.load(config.name, device(), dtype(config.precision), config.batch_frames)
+        self._vae = load_vae(config)
         here = f"{config.name} on {platform.node()}"
         require_equal(self._vae.identity, identity, f"{here} is another VAE", "put the same there")
         self._store_std = config.store_std
         self._target = target
-        self._exact: FrozenVAE | None = None
-        if config.precision != "fp32":
-            self._exact = FrozenVAE.load(config.name, device(), torch.float32, config.batch_frames)
+        self._exact = load_vae(exact(config)) if config != exact(config) else None
 
     def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
         """Encode, write and commit one shard."""
@@ -227,7 +255,7 @@ class TextWorker:
     ):
         torch.set_num_threads(threads)
         self._encoder = TextEncoder.load(
-            config.name, device(), dtype(config.precision), config.max_tokens, config.batch_captions
+            config.name, device(), dtype(config.precision), config.max_tokens, config.batch_tokens
         )
         here = f"{config.name} on {platform.node()}"
         require_equal(self._encoder.identity, identity, f"{here} is another encoder", "put the same there")

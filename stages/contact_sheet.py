@@ -1,4 +1,4 @@
-"""Videos as one picture."""
+"""Videos as one picture, and as one video."""
 
 from collections.abc import Sequence
 
@@ -21,3 +21,9 @@ def contact_sheet(videos: Sequence[np.ndarray], captions: Sequence[str], *, colu
         for column, index in enumerate(picked):
             sheet.paste(Image.fromarray(video[index]), (gap_px + column * (width + gap_px), top + line_px))
     return sheet
+
+
+def moving_sheet(videos: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+    """The same as a video, uint8 [T, H, W, 3]: one below the other, all of T frames."""
+    frames = range(len(videos[0]))
+    return np.stack([np.asarray(contact_sheet([video[t : t + 1] for video in videos], captions)) for t in frames])

@@ -2,6 +2,7 @@
 
 import atexit
 import difflib
+import functools
 import logging
 import math
 import os
@@ -33,6 +34,9 @@ from stages.training.optimizer import EmaAdamW, OptimizerConfig, parameter_group
 # What a training state is made of, each a full fp32 tensor by parameter name, whatever the number of ranks.
 WEIGHTS = "weights"
 OPTIMIZER_STATES = ("ema", "exp_avg", "exp_avg_sq")
+
+# DeepSpeed makes buckets of gradients at each step anew, in full: of its default, 500 million, 1 GB of bf16 each.
+BUCKET_NUMBERS = 50_000_000
 
 # Derived from the training settings in one place, below.
 DERIVED_KEYS = (
@@ -96,11 +100,21 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values / dist.get_world_size()
 
 
-def largest_over_ranks(values: Sequence[int], ranks: Ranks) -> list[int]:
-    """The largest of each value over the ranks, on every rank."""
-    tensor = torch.tensor(values, device=ranks.device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+def largest_over_ranks(values: Sequence[int]) -> list[int]:
+    """The largest of each value over the ranks, on every rank; from host to host, without waiting for the devices."""
+    tensor = torch.tensor(values)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_host_group())
     return tensor.tolist()
+
+
+@functools.cache
+def _host_group() -> dist.ProcessGroup | None:
+    """All ranks, over gloo; None: as the default group is."""
+    if dist.get_backend() == "gloo":
+        return None
+    group = dist.new_group(backend="gloo")
+    atexit.register(dist.destroy_process_group, group)
+    return group
 
 
 def stacked_on_main(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -109,6 +123,11 @@ def stacked_on_main(tensor: torch.Tensor) -> torch.Tensor | None:
     tensors = [torch.empty_like(tensor) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
     dist.gather(tensor, tensors)
     return torch.stack(tensors) if tensors else None
+
+
+def sequence_group(ranks_a_video: int) -> dist.ProcessGroup | None:
+    """The neighbouring ranks, so many with this one, that share a video; None where each rank has its own."""
+    return dist.new_subgroups(ranks_a_video)[0] if ranks_a_video > 1 else None
 
 
 def from_main(value: Any) -> Any:
@@ -167,6 +186,8 @@ class Engine:
         stage3 = hasattr(zero, "fp32_partitioned_groups_flat")
         partitions = zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups
         self._inner: EmaAdamW = zero.optimizer
+        self._norm: float | None = None
+        self._inner.register_step_pre_hook(self._read_norm)
         self._inner.init_state(partitions)
         if not stage3:  # ZeRO-1 and -2 map parameters to state at the first step; a resume needs it before
             zero._lazy_init_hp_params_optimizer_state()
@@ -197,12 +218,18 @@ class Engine:
         for group in self._inner.param_groups:
             group["lr"] = lr_share * group["peak_lr"]
         self.optimizer.clip_grad = clip_norm if math.isfinite(clip_norm) else 0.0  # DeepSpeed reads it at each step
+        self._norm = None
         self.engine.step()
         if not self.engine.was_step_applied():
             return None
-        norm = float(self.engine.get_global_grad_norm())
-        assert math.isfinite(norm), "DeepSpeed has moved the weights by a gradient that is not finite"
+        norm = self._norm
+        assert norm is not None and math.isfinite(norm), "DeepSpeed has moved the weights by an infinite gradient"
         return norm
+
+    def _read_norm(self, *_: Any) -> None:
+        """Where DeepSpeed itself has just waited for it; later, Adam's work would be waited for too."""
+        if self._norm is None:  # ZeRO takes a step by group of parameters
+            self._norm = float(self.optimizer._global_grad_norm)
 
     def gather(self, kind: str) -> dict[str, torch.Tensor]:
         """Name -> full fp32 CPU tensor, on rank 0 alone, of ``WEIGHTS`` or one of ``OPTIMIZER_STATES``.
@@ -303,6 +330,6 @@ def _deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
-        "zero_optimization": {"stage": 1},
         **settings,
+        "zero_optimization": {"reduce_bucket_size": BUCKET_NUMBERS, **settings.get("zero_optimization", {"stage": 1})},
     }

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 
 from models.text import TextEncoder
-from models.vae import FrozenVAE
 from shards import storage
 from shards.manifest import read_header
 from shards.schema import Bucket, text_column
 from stages import execute
 from stages.captions import Captions
-from stages.columns import device, dtype
+from stages.columns import device, dtype, exact, load_vae
 from stages.encode import (
     SHARD_FIELDS,
     Sizes,
@@ -122,10 +121,10 @@ def _measure_vae(config: EncodeConfig, bucket: Bucket) -> _VaeSpeed:
     """In a process that does what a worker does."""
     torch.set_num_threads(config.runtime.threads)
     settings = config.vae
-    vae = FrozenVAE.load(settings.name, device(), dtype(settings.precision), settings.batch_frames)
+    vae = load_vae(settings)
     batch = np.zeros((settings.batch_frames, bucket.height, bucket.width, 3), np.uint8)
-    if settings.precision != "fp32":  # with which a worker compares its first frames
-        FrozenVAE.load(settings.name, device(), torch.float32, settings.batch_frames).encode(batch)
+    if settings != exact(settings):  # with which a worker compares its first frames
+        load_vae(exact(settings)).encode(batch)
     seconds, _ = timed(lambda: vae.encode(batch), SECONDS)
     return _VaeSpeed(device().type, batch.size / 3 / seconds, _peak_gb())
 
@@ -135,7 +134,7 @@ def _measure_text(config: EncodeConfig, captions: list[str]) -> _TextSpeed:
     torch.set_num_threads(config.runtime.threads)
     settings = config.text_encoder
     encoder = TextEncoder.load(
-        settings.name, device(), dtype(settings.precision), settings.max_tokens, settings.batch_captions
+        settings.name, device(), dtype(settings.precision), settings.max_tokens, settings.batch_tokens
     )
     seconds, embeddings = timed(lambda: encoder.encode(captions), SECONDS)
     tokens = float(np.mean([len(embedding) for embedding in embeddings]))

@@ -11,7 +11,7 @@ from models.loading import load_into
 from models.objective import make_objective
 from models.transformer import Transformer
 from models.weights import CheckpointInfo, read_null_text
-from stages.engine import Engine, Ranks, check_shared, from_main, start_ranks, state_bytes
+from stages.engine import Engine, Ranks, check_shared, from_main, sequence_group, start_ranks, state_bytes
 from stages.output import output_folder, save_settings, save_summary, settings_text
 from stages.training import checkpoint
 from stages.training.checkpoint import Checkpoints, Progress
@@ -52,13 +52,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _train(
     config: TrainConfig, folder: Path, resumed: Path | None, ranks: Ranks, stops: StopRequests
 ) -> dict[str, Any]:
+    sharing = config.train.sequence_parallel
+    reader, readers = ranks.rank // sharing, ranks.world // sharing  # ranks that share a video read the same
     with node_tables(ranks) as share:
-        source = open_source(config, ranks.rank, ranks.world, share)
-        held_out = open_held_out(config, source, ranks.rank, ranks.world, share)
-        prompts = open_prompts(config, source, ranks.rank, ranks.world, share)
+        source = open_source(config, reader, readers, share)
+        held_out = open_held_out(config, source, reader, readers, share)
+        prompts = open_prompts(config, source, reader, readers, share)
     if held_out:
         held_out.read()
     model = build_model(config, source)
+    model.shard_sequence(sequence_group(sharing))
     info = _info(config, model, source)
 
     # Where to start: the newest checkpoint of this run, or other weights, or fresh ones.
@@ -150,14 +153,15 @@ def describe(config: TrainConfig, world: int) -> str:
     """What ``train`` would do, in a few lines."""
     check(config, world)
     config = settled(config, checkpoint.newest(Path(config.output)) if config.output else None)
-    source = open_source(config, 0, world)
-    held_out = open_held_out(config, source, 0, world)
-    prompts = open_prompts(config, source, 0, world)
+    readers = world // config.train.sequence_parallel
+    source = open_source(config, 0, readers)
+    held_out = open_held_out(config, source, 0, readers)
+    prompts = open_prompts(config, source, 0, readers)
     model = build_model(config, source)
     parameter_groups(model, config.optimizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
-    passes = source.order.samples_before(config.train.steps) / epoch
+    passes = sum(source.order.samples_before(config.train.steps).values()) / epoch
     state_gb = parameters * state_bytes(config.deepspeed, config.train.precision, world) / 1e9
     return (
         f"{parameters / 1e6:.2f} M parameters that predict {config.objective.prediction}; {epoch} samples, "

@@ -1,13 +1,13 @@
 """Which ``vae.batch_frames`` is the fastest here. It only tells: the number is part of a dataset's fingerprint."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from models.vae import FrozenVAE
-from stages.columns import device, dtype
+from stages.columns import device, load_vae
 from stages.encode_config import EncodeConfig
 from stages.planning.plan import bucket_sizes
 from stages.timing import timed
@@ -28,7 +28,8 @@ class Speed:
 def tune(config: EncodeConfig) -> str:
     """The speeds as a table, and which is the best."""
     speeds = list(measure(config))
-    lines = [f"{'batch_frames':>12}  {'frames/s':>8}  {'peak GB':>7}   on this machine's {device().type}"]
+    how = f"{config.vae.compute} on this machine's {device().type}"
+    lines = [f"{'batch_frames':>12}  {'frames/s':>8}  {'peak GB':>7}   {how}"]
     for speed in speeds:
         peak = "" if speed.peak_gb is None else f"{speed.peak_gb:.1f}"
         lines.append(f"{speed.batch_frames:>12}  {speed.frames_per_s:>8.1f}  {peak:>7}")
@@ -37,12 +38,15 @@ def tune(config: EncodeConfig) -> str:
 
 
 def measure(config: EncodeConfig) -> Iterator[Speed]:
-    """The encoder's speed at the largest frames that are asked for, batch by batch until memory is full."""
+    """The encoder's speed at the largest frames that are asked for, batch by batch until memory is full.
+
+    Precision, layout and compilation are those of the settings.
+    """
     torch.set_num_threads(config.runtime.threads)
     height, width = max(bucket_sizes(config.clip), key=np.prod)
     frames = np.random.default_rng(0).integers(0, 256, (BATCHES[-1], height, width, 3), np.uint8)
     for batch_frames in BATCHES:
-        vae = FrozenVAE.load(config.vae.name, device(), dtype(config.vae.precision), batch_frames)
+        vae = load_vae(replace(config.vae, batch_frames=batch_frames))
         try:
             yield _measure(vae, frames[:batch_frames])
         except torch.OutOfMemoryError:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import av
 import numpy as np
@@ -48,6 +48,12 @@ def read_tags(path: Path) -> dict[str, str]:
 
 
 def write_animation(path: Path, frames: np.ndarray, fps: float, kind: Literal["gif", "png"]) -> None:
+    """As `encode_animation` makes it."""
+    with storage.write_whole(path) as file:
+        encode_animation(file, frames, fps, kind)
+
+
+def encode_animation(file: IO[bytes], frames: np.ndarray, fps: float, kind: Literal["gif", "png"]) -> None:
     """A picture that moves for ever, in 256 colours a frame (gif) or without loss (png); of one frame, a still.
 
     frames: uint8 [T, H, W, 3] RGB. A frame that equals the one before is shown longer instead of stored again.
@@ -55,5 +61,4 @@ def write_animation(path: Path, frames: np.ndarray, fps: float, kind: Literal["g
     ends_cs = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int)  # GIF knows hundredths of a second
     first, *others = map(Image.fromarray, frames)
     durations_ms = (10 * np.diff(ends_cs)).tolist()
-    with storage.write_whole(path) as file:
-        first.save(file, kind, save_all=True, append_images=others, duration=durations_ms, loop=0)
+    first.save(file, kind, save_all=True, append_images=others, duration=durations_ms, loop=0)

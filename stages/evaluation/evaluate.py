@@ -1,8 +1,8 @@
-"""How good are a run's samples? Measured where their prompts allow it, and shown on one page."""
+"""How good is a run? Measured, and shown on one page."""
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from stages.decoding.pyav_reader import probe
 from stages.errors import ConfigError, DecodeError
 from stages.evaluation.config import EvaluateConfig
 from stages.evaluation.inputs import read_manifest, read_samples, read_settings, read_training
+from stages.evaluation.measure import Subject, measure
+from stages.evaluation.measured import headlines, plain_numbers
+from stages.evaluation.own_samples import make_samples
 from stages.evaluation.report import Clip, Page, write_report
+from stages.evaluation.training_samples import read_training_samples
 from stages.output import output_folder, save_settings, save_summary, write_text
 from stages.page import percent
 from stages.shapes.check import Score, Share, SplitScore, check_file, score
@@ -23,37 +27,53 @@ REPORT = "report.html"
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Check the samples and write the page, every sample's verdict (metrics.json) and the summary, which is returned.
+    """Measure, and write the page, all numbers (metrics.json) and the summary, which is returned.
 
+    A checkpoint is measured as `stages.evaluation.measure` does it; samples that are not given are made from it.
     Prompts that are captions of the shapes dataset are compared with what their videos show; others are only shown.
     Raises ConfigError or DatasetError where an input is absent or is not what it should be.
     """
     started = time.perf_counter()
-    found = read_samples(config.samples)
-    training = read_training(config.run)
-    manifest = read_manifest(config.shards)
+    subject, config = _opened(config)
+    training, manifest = read_training(config.run), read_manifest(config.shards)
     output = output_folder(config.output)
     save_settings(output, config)
+    if subject and not config.samples:
+        config = replace(config, samples=str(make_samples(config, subject.trained, subject.execution, output)))
 
+    found = read_samples(config.samples)
     clips = [look_at(Path(config.samples), row) for row in tqdm(found["samples"], desc="check", disable=None)]
     verdicts = [(clip.prompt, clip.observed) for clip in clips if clip.observed is not None]
     result = score(verdicts) if verdicts else None
-    folders = {"encode": config.shards, "train": config.run, "sample": config.samples}
-    settings = [(name, text) for name, folder in folders.items() if (text := read_settings(folder)) is not None]
-    write_report(output / REPORT, Page(clips, result, training, manifest, settings, str(found.get("checkpoint", ""))))
+    measured = measure(config, subject) if subject else None
+    while_training = read_training_samples(config.run, config.pretrained_model_path, manifest.latent_rgb)
+    checkpoint = str(subject.trained.checkpoint if subject else found.get("checkpoint", ""))
+    page = Page(clips, result, training, manifest, _settings(config), checkpoint, measured, while_training)
+    write_report(output / REPORT, page)
 
     adherence = None if result is None else adherence_numbers(result)
     metrics = {"adherence": adherence, "samples": [_verdict(clip) for clip in clips]}
+    metrics |= plain_numbers(measured) if measured else {}
     write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     summary = {
         "samples": len(clips),
         "scored": len(verdicts),
         "adherence": adherence,
+        "measured": headlines(measured) if measured else [],
         "report": str(output / REPORT),
         "seconds": round(time.perf_counter() - started, 1),
     }
     save_summary(output, summary)
     return summary
+
+
+def _opened(config: EvaluateConfig) -> tuple[Subject | None, EvaluateConfig]:
+    """What is measured, if a checkpoint is, and the config with what follows from it. Checks the samples if given."""
+    subject = Subject.open(config) if config.checkpoint else None
+    config = subject.completed(config) if subject else config
+    if config.samples or not subject:
+        read_samples(config.samples)
+    return subject, config
 
 
 def look_at(folder: Path, row: dict[str, Any]) -> Clip:
@@ -83,16 +103,29 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: shape right {_in_words(numbers['shape'])}")
     if not lines:
         lines.append(f"{summary['samples']} samples, none with a prompt of the shapes dataset: shown, not scored")
-    return [*lines, f"report: {summary['report']}"]
+    return [*lines, *summary["measured"], f"report: {summary['report']}"]
 
 
 def describe(config: EvaluateConfig) -> str:
-    """What ``evaluate`` would do, in a line."""
-    rows = read_samples(config.samples)["samples"]
+    """What ``evaluate`` would do, in a line or two."""
+    subject, config = _opened(config)
     read_training(config.run)
     read_manifest(config.shards)
+    rows = read_samples(config.samples)["samples"] if config.samples else []
     scored = sum(_expected(row["prompt"]) is not None for row in rows)
-    return f"{len(rows)} samples to show, {scored} of them to check against their prompts, in {config.output}/{REPORT}"
+    shown = f"{len(rows)} samples to show, {scored} of them to check against their prompts, in {config.output}/{REPORT}"
+    if not subject:
+        return shown
+    made = f"{config.clips.samples} samples to make and show in {config.output}/{REPORT}"
+    against = f" and of {subject.against.checkpoint}" if subject.against else ""
+    loss = f"at {config.loss.levels} levels on up to {config.loss.samples} {subject.trained.clips} clips"
+    return f"{shown if rows else made}\nthe loss of {subject.trained.checkpoint}{against} {loss}"
+
+
+def _settings(config: EvaluateConfig) -> list[tuple[str, str]]:
+    """The resolved config of each command before, where its folder has one."""
+    folders = {"encode": config.shards, "train": config.run, "sample": config.samples}
+    return [(name, text) for name, folder in folders.items() if (text := read_settings(folder)) is not None]
 
 
 def _expected(prompt: str) -> Combination | None:

@@ -10,6 +10,8 @@ from shards.manifest import Manifest
 from stages.errors import ConfigError
 from stages.evaluation.report import Training
 
+VALIDATION = "validation_loss"
+
 
 def read_samples(folder: str) -> dict[str, Any]:
     """summary.json of sample's output folder. Raises ConfigError unless it lists samples, each with its file."""
@@ -49,6 +51,7 @@ def read_training(run: str) -> Training:
         tokens_per_s=[line["tokens_per_s"] for line in logged],
         data_wait_shares=[line["data_wait_share"] for line in logged],
         peak_memory_gb=max(line["peak_memory_gb"] for line in logged),
+        validation=[(int(line["step"]), line[VALIDATION]) for line in logged if VALIDATION in line],
     )
 
 
@@ -75,7 +78,7 @@ def _logged(line: str, where: str) -> dict[str, float]:
     try:
         values = json.loads(line)
         names = ("step", "loss", "clips_per_s", "tokens_per_s", "data_wait_share", "peak_memory_gb")
-        numbers = {name: float(values[name]) for name in names}
+        numbers = {name: float(values[name]) for name in (*names, VALIDATION) if name in names or name in values}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{where}: found {line.strip()[:60]!r}, expected the metrics of a step ({error!r})") from None
     if not all(map(math.isfinite, numbers.values())):

@@ -9,6 +9,9 @@ from pathlib import Path
 from shards.manifest import Manifest
 from shards.schema import LATENTS
 from stages.chart import Chart, line_chart
+from stages.evaluation.measured import Measured
+from stages.evaluation.measured_part import measured_part
+from stages.evaluation.training_samples import TrainingSamples
 from stages.output import write_text
 from stages.page import PIXELATED_BELOW_PX, data_uri, render_page
 from stages.shapes.check import Observed, Score, Share, SplitScore
@@ -73,7 +76,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Training:
-    """The logged steps of a run, ascending, at least one."""
+    """The logged steps of a run, ascending, at least one. validation: (step, loss on held-out clips) where measured."""
 
     steps: list[int]
     losses: list[float]
@@ -81,6 +84,7 @@ class Training:
     tokens_per_s: list[float]
     data_wait_shares: list[float]
     peak_memory_gb: float
+    validation: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def usual_clips_per_s(self) -> float:
@@ -114,6 +118,8 @@ class Page:
     manifest: Manifest
     settings: Sequence[tuple[str, str]]
     checkpoint: str = ""
+    measured: Measured | None = None
+    training_samples: TrainingSamples | None = None
     video_budget_bytes: int = VIDEO_BUDGET_BYTES
 
 
@@ -161,6 +167,7 @@ def write_report(path: Path, page: Page) -> None:
         training=page.training,
         dataset=dataset_numbers(page.manifest),
         open_groups=OPEN_GROUPS,
+        measured=page.measured and measured_part(page.measured),
     )
     write_text(path, text)
 
@@ -202,10 +209,13 @@ def _splits(score: Score | None) -> Iterator[tuple[str, SplitScore, list[tuple[s
 
 def _charts(training: Training) -> list[tuple[str, str, Chart]]:
     """(title, unit of y, chart) of what is drawn over the training steps."""
-    return [
+    charts = [
         ("Loss", "loss", line_chart(training.steps, training.losses)),
         ("Speed", "clips a second", line_chart(training.steps, training.clips_per_s, from_zero=True)),
     ]
+    if training.validation:
+        charts.insert(1, ("Held-out loss", "loss", line_chart(*zip(*training.validation, strict=True))))
+    return charts
 
 
 def _sections(page: Page) -> Iterator[Section]:

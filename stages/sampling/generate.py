@@ -1,6 +1,7 @@
 """Prompts to latents: the text encoder and the transformer take turns in memory."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ from models.weights import CheckpointInfo, read_info, read_null_text
 from stages.output import progress_bar
 from stages.sampling.checkpoint import check_models, check_sampler, latent_shape
 from stages.sampling.config import SampleConfig
-from stages.sampling.denoise import Request, denoise
+from stages.sampling.denoise import Given, Request, denoise
+from stages.sampling.given import encode_given, given_frames
 from stages.sampling.models import Models
-from stages.sampling.prompts import negative_prompts
+from stages.sampling.prompts import one_each
 from stages.sampling.sampled_latents import SampledLatents
 
 
@@ -22,7 +24,9 @@ def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models:
     shape = latent_shape(config, info)
     check_sampler(config, info)
     check_models(config.pretrained_model_path, info)
+    given = _encode_given(config, len(prompts), info, shape, models)
     requests = _encode_prompts(config, prompts, checkpoint, info, models)
+    requests = [replace(request, given=frames) for request, frames in zip(requests, given, strict=True)]
     latents = LatentStats.of(info.vae).denormalise(_denoise_all(config, requests, checkpoint, info, shape, models))
     seeds = [request.seed for request in requests]
     return SampledLatents(latents, prompts, seeds, info.step, info.vae, 1 / info.frame_interval_s)
@@ -60,10 +64,19 @@ def fixed_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[int,
         yield from (tuple(members[i : i + size]) for i in range(0, len(members), size))
 
 
+def _encode_given(
+    config: SampleConfig, count: int, info: CheckpointInfo, shape: tuple[int, int, int, int], models: Models
+) -> Sequence[Given | None]:
+    wanted = [given_frames(given, shape[1], info) for given in config.given.of_each(count)]
+    if not any(wanted):
+        return [None] * count
+    return encode_given(wanted, models.vae(config.pretrained_model_path, models.device), info, shape)
+
+
 def _encode_prompts(
     config: SampleConfig, prompts: list[str], checkpoint: Path, info: CheckpointInfo, models: Models
 ) -> list[Request]:
-    negatives = negative_prompts(config.negative_prompt, len(prompts))
+    negatives = one_each("negative_prompt", config.negative_prompt, len(prompts))
     max_tokens = info.text_encoder["max_tokens"]
     encoder = models.text_encoder(config.pretrained_model_path, models.device, max_tokens=max_tokens)
     texts = [torch.from_numpy(text) for text in encoder.encode([*prompts, *negatives])]

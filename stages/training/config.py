@@ -11,9 +11,9 @@ from shards.loader import DataConfig
 from stages.engine import check_settings
 from stages.errors import ConfigError, at_least
 from stages.training.given_frames import ConditioningConfig
+from stages.training.held_out import ValidationConfig
 from stages.training.optimizer import OptimizerConfig
 from stages.training.start import model_settings, objective_settings
-from stages.training.validate import ValidationConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class StepConfig:
     Neither depends on the number of ranks, so that a run may go on with another number; ranks x gradient_accumulation
     must divide the batches.
 
+    sequence_parallel: so many ranks, which must divide their number, share each video (see
+    `models.sequence_parallel`): for videos that are too long or too large for one, or to be sooner done with each. They
+    count as one rank where batches are divided.
     max_hours: save and leave when the command has run this long; the same command goes on.
     milestone_every: of these checkpoints, multiples of save_every, the weights are kept for ever.
     max_skipped: the run fails when so many steps in a row had a loss or gradient that is not finite.
@@ -38,6 +41,7 @@ class StepConfig:
     batch_tokens: int | None = None
     batch_multiple: int = 8
     gradient_accumulation: int = 1
+    sequence_parallel: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
     activation_checkpointing: bool = False
     caption_dropout: float = 0.1
@@ -49,7 +53,7 @@ class StepConfig:
     log_sample_ids: bool = False
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "batch_tokens", "batch_multiple", "gradient_accumulation")
+        counts = ("batch_size", "batch_tokens", "batch_multiple", "gradient_accumulation", "sequence_parallel")
         at_least(self, 1, "steps", *counts, "save_every", "keep_last", "log_every", "max_skipped", "milestone_every")
         at_least(self, 0, "max_hours")
         if self.milestone_every and self.milestone_every % self.save_every:
@@ -98,13 +102,19 @@ def check(config: TrainConfig, world: int) -> None:
             f"found train.batch_size {settings.batch_size} and train.batch_tokens {settings.batch_tokens}, "
             "expected one of them: set the other to null"
         )
-    share = world * settings.gradient_accumulation
+    if world % settings.sequence_parallel:
+        raise ConfigError(
+            f"train.sequence_parallel: found {settings.sequence_parallel}, expected a divisor of the {world} ranks"
+        )
+    readers = world // settings.sequence_parallel
+    share = readers * settings.gradient_accumulation
     name = "batch_size" if settings.batch_size else "batch_multiple"
     size = getattr(settings, name)
     if size % share:
         raise ConfigError(
             f"train.{name}: found {size}, expected a multiple of {share} "
-            f"({world} ranks x train.gradient_accumulation {settings.gradient_accumulation})"
+            f"({world} ranks / train.sequence_parallel {settings.sequence_parallel} "
+            f"x train.gradient_accumulation {settings.gradient_accumulation})"
         )
 
 
@@ -112,6 +122,12 @@ def transformer_config(config: TrainConfig, **data: int) -> TransformerConfig:
     """The network that the ``model`` section names, with the sizes that the data set."""
     settings = dict(config.model)
     try:
-        return preset(settings.pop("preset", "XL/2"), settings | data)
+        transformer = preset(settings.pop("preset", "XL/2"), settings | data)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {error}") from None
+    if config.train.sequence_parallel > 1 and transformer.temporal_attention == "full":
+        raise ConfigError(
+            f"train.sequence_parallel: found {config.train.sequence_parallel}, expected 1 with "
+            "model.temporal_attention=full: it needs all places of all frames at once"
+        )
+    return transformer

@@ -74,7 +74,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
 
             # Agree: all ranks go on, or none; one that went alone would wait for the others for ever.
             failed_rank = run.ranks.rank if isinstance(batch, Exception) else -1
-            stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank], run.ranks)
+            stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank])
             if isinstance(batch, Exception):
                 raise batch
             if failed_rank >= 0:
@@ -145,6 +145,7 @@ def _show(run: Run, prompts: Prompts, name: str, latents: np.ndarray, step: int,
     rgb_map = run.source.dataset.manifest.latent_rgb
     if rgb_map:
         log.show(name, prompts.picture(latents, rgb_map), step)
+        log.play(f"{name}_video", prompts.video(latents, rgb_map), run.source.fps, step)
 
 
 def _tell_skipped(run: Run, progress: Progress, loss: torch.Tensor) -> None:

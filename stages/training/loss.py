@@ -89,27 +89,27 @@ class LatentLoss:
 
         A sample's own loss is the mean over the frames that it is asked for.
         """
-        latents = self._to_device(batch.mean).transpose(1, 2)  # [b, T, C, h, w] -> [b, C, T, h, w]
+        latents = self._to_device(batch.mean).float().transpose(1, 2)  # [b, T, C, h, w] -> [b, C, T, h, w]
         draws = draw(self.seed, batch.positions, latents.shape[1:], posterior=batch.std is not None)
         if batch.std is not None and draws.posterior is not None:
-            std = self._to_device(batch.std).transpose(1, 2)
-            latents = latents + std * draws.posterior.to(self.device)
+            std = self._to_device(batch.std).float().transpose(1, 2)
+            latents = latents + std * self._to_device(draws.posterior)
         text, mask = self._drop_captions(batch, draws.dropout)
         level = self.objective.levels(draws.level, tokens)
         given = draw_given(self.conditioning, self.seed, batch.positions, latents.shape[2])
         if given.any():  # otherwise one level a sample, which costs the model less
             level = level[:, None].masked_fill(given, 0)  # [b, T]
         losses = self._of_frames(model, batch, self.stats.normalise(latents), draws.noise, level, text, mask)
-        asked = ~given.to(self.device)
+        asked = ~self._to_device(given)
         weight = asked * asked.shape[1] / asked.sum(1, keepdim=True)  # exactly 1 where all frames are asked for
         return (losses * weight).mean()
 
     def held_out(self, model: torch.nn.Module, batch: Batch, level: float) -> torch.Tensor:
         """Each sample's, [b], at one level: of the mean latents, with fixed noise and every caption."""
-        latents = self.stats.normalise(self._to_device(batch.mean).transpose(1, 2))
+        latents = self.stats.normalise(self._to_device(batch.mean).float().transpose(1, 2))
         noise = held_out_noise(batch.keys, level, latents.shape[1:])
         levels = torch.full((len(batch.keys),), level)
-        text, mask = self._to_device(batch.text), torch.from_numpy(batch.text_mask).to(self.device)
+        text, mask = self._to_device(batch.text).float(), self._to_device(batch.text_mask)
         return self._of_frames(model, batch, latents, noise, levels, text, mask).mean(1)
 
     def _of_frames(
@@ -123,10 +123,10 @@ class LatentLoss:
         mask: torch.Tensor,
     ) -> torch.Tensor:
         """[b, T], from normalised latents and noise [b, C, T, h, w], levels [b] or [b, T] and the text."""
-        noise = noise.to(self.device)
+        noise = self._to_device(noise)
         output = model(
             self.objective.noised(latents, noise, level),
-            self.objective.timestep(level).to(self.device),
+            self._to_device(self.objective.timestep(level)),
             text,
             mask,
             frame_interval_s=self.frame_interval_s * batch.frame_stride,
@@ -135,9 +135,8 @@ class LatentLoss:
         return self.objective.loss(output, latents, noise, level)
 
     def _drop_captions(self, batch: Batch, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        text = self._to_device(batch.text)  # [b, L, D]
-        mask = torch.from_numpy(batch.text_mask).to(self.device)
-        dropped = (uniform < self.caption_dropout).to(self.device)
+        text, mask = self._to_device(batch.text).float(), self._to_device(batch.text_mask)  # [b, L, D], [b, L]
+        dropped = self._to_device(uniform < self.caption_dropout)
         length = self.null_text.shape[0]
         lacking = max(0, length - mask.shape[1])  # the null of PixArt-alpha's weights is longer than the dataset's
         text = torch.nn.functional.pad(text, (0, 0, 0, lacking))
@@ -148,9 +147,10 @@ class LatentLoss:
         text = torch.where(dropped[:, None, None], null, text)
         return text, torch.where(dropped[:, None], null_mask, mask)
 
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
+    def _to_device(self, values: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Without waiting for the device, which may still be at the step before."""
+        tensor = torch.as_tensor(values)
         if self.device.type == "cuda":
             pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # contiguous, as a batch is not
-            tensor = pinned.copy_(tensor).to(self.device, non_blocking=True)
-        return tensor.float()
+            tensor = pinned.copy_(tensor)
+        return tensor.to(self.device, non_blocking=True)

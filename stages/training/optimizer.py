@@ -52,14 +52,14 @@ class EmaAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, params: Any, config: OptimizerConfig):
-        super().__init__(params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        super().__init__(params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
         self.ema_decay = config.ema_decay
 
     def init_state(self, params: list[torch.Tensor]) -> None:
         """Make every state tensor now, so that a checkpoint can be loaded before the first step."""
         for param in params:
             self.state[param] = {
-                "step": torch.tensor(0.0),
+                "step": torch.zeros((), device=param.device),  # where the fused kernel counts
                 "exp_avg": torch.zeros_like(param, requires_grad=False),
                 "exp_avg_sq": torch.zeros_like(param, requires_grad=False),
                 "ema": param.detach().clone(),
@@ -72,8 +72,9 @@ class EmaAdamW(torch.optim.AdamW):
             for param in group["params"]:
                 if param.grad is not None:
                     state = self.state[param]
-                    n = float(state["step"])
-                    state["ema"].lerp_(param, 1 - min(self.ema_decay, (1 + n) / (10 + n)))
+                    n = state["step"].double()  # stays on the device: nothing waits for it
+                    weight = 1 - ((1 + n) / (10 + n)).clamp(max=self.ema_decay)
+                    state["ema"].lerp_(param, weight.to(param.dtype))
         return loss
 
 

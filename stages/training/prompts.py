@@ -13,19 +13,18 @@ import torch
 from models.latents import LatentStats
 from models.transformer import Transformer
 from models.weights import CheckpointInfo
-from shards.dataset import Dataset
 from shards.latent_rgb import to_rgb
 from shards.loader import DataConfig
 from shards.node_tables import Share, own_table
-from shards.schema import CAPTION, LATENTS, MEAN, TEXT, Bucket, index_field
-from stages.contact_sheet import contact_sheet
+from shards.schema import LATENTS, MEAN, TEXT, Bucket
+from stages.contact_sheet import contact_sheet, moving_sheet
 from stages.engine import stacked_on_main
 from stages.sampling.config import DenoiseConfig
 from stages.sampling.denoise import Request, denoise
 from stages.sampling.sampled_latents import SampledLatents
-from stages.training.validate import ValidationConfig, draw_clips, open_held_out_clips
+from stages.training.held_out import ValidationConfig, caption_of, draw_clips, largest_filled, open_clips
 
-PICTURE_PX = 256  # about the longer side of a frame that is shown
+PICTURE_PX, VIDEO_PX = 256, 128  # about the longer side of a frame that is shown; of a video all of them are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +56,14 @@ class Prompts:
         """
         if config.sample_every is None:
             return None
-        columns = list(data.text_columns())
-        if config.holdout:
-            dataset = open_held_out_clips(config, data, buckets, share)
-        else:
-            dataset = Dataset.open(data.shards, buckets=buckets, text=columns, filter=data.filter, share=share)
-        filled = [bucket for bucket in dataset.buckets if dataset.index(bucket).num_rows]
-        largest = max(filled, key=lambda bucket: bucket.height * bucket.width * bucket.frames)
+        column = next(iter(data.text_columns()))
+        dataset = open_clips(config, data, buckets, share)
+        largest = largest_filled(dataset)
         rows = [row for _, row in draw_clips(dataset, [largest], config.sample_prompts)]
         return cls(
             largest,
-            [_caption(dataset, largest, row, columns[0]) for row in rows],
-            [torch.from_numpy(dataset.read(largest, row, columns[0])[TEXT]) for row in rows],
+            [caption_of(dataset, largest, row, column) for row in rows],
+            [torch.from_numpy(dataset.read(largest, row, column)[TEXT]) for row in rows],
             np.stack([dataset.read(largest, row, LATENTS)[MEAN] for row in rows]),
             config,
             rank,
@@ -106,7 +101,7 @@ class Prompts:
             )
             of_all_ranks = stacked_on_main(latents[0])
             if of_all_ranks is not None:
-                rounds.append(of_all_ranks)
+                rounds.append(of_all_ranks[:: len(of_all_ranks) // self.world])  # one of those that share a video
         model.train()
         if not rounds:
             return None
@@ -116,12 +111,15 @@ class Prompts:
 
     def picture(self, latents: np.ndarray, rgb_map: list[list[float]]) -> np.ndarray:
         """A row a caption, frames from left to right: latents [N, T, C, h, w], unscaled -> uint8 [H, W, 3]."""
-        frames = to_rgb(latents, rgb_map)  # [N, T, h, w, 3]
-        times = max(1, PICTURE_PX // max(frames.shape[2:4]))
-        return np.asarray(contact_sheet(list(frames.repeat(times, 2).repeat(times, 3)), self.captions))
+        return np.asarray(contact_sheet(_frames(latents, rgb_map, PICTURE_PX), self.captions))
+
+    def video(self, latents: np.ndarray, rgb_map: list[list[float]]) -> np.ndarray:
+        """A row a caption: latents [N, T, C, h, w], unscaled -> uint8 [T, H, W, 3]."""
+        return moving_sheet(_frames(latents, rgb_map, VIDEO_PX), self.captions)
 
 
-def _caption(dataset: Dataset, bucket: Bucket, row: int, column: str) -> str:
-    index = dataset.index(bucket)
-    its_own = index[index_field(column, CAPTION)][row].as_py()
-    return index[CAPTION][row].as_py() if its_own is None else its_own
+def _frames(latents: np.ndarray, rgb_map: list[list[float]], longer_side_px: int) -> list[np.ndarray]:
+    """What the map shows of latents [N, T, C, h, w], enlarged: N of uint8 [T, H, W, 3]."""
+    frames = to_rgb(latents, rgb_map)  # [N, T, h, w, 3]
+    times = max(1, longer_side_px // max(frames.shape[2:4]))
+    return list(frames.repeat(times, 2).repeat(times, 3))

@@ -1,5 +1,6 @@
 """What a run tells while it goes: a progress line, metrics.jsonl and TensorBoard."""
 
+import io
 import json
 import resource
 import sys
@@ -10,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 from models.flops import count_flops, peak_flops_per_s
 from models.transformer import TransformerConfig
 from shards import storage
 from shards.loader import Batch
 from stages.errors import WorkError
+from stages.video import encode_animation
 
 
 def peak_memory_gb() -> float:
@@ -77,6 +80,8 @@ class RunLog:
             file.write("".join(kept).encode())
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1)
+        assert self._board.file_writer
+        self._events: FileWriter = self._board.file_writer
 
     def attempt(self, write: Callable[..., object], *arguments: object) -> None:
         """Call what writes into the run's folder; where the file system refuses, that is a ``failure``."""
@@ -104,6 +109,18 @@ class RunLog:
     def show(self, name: str, picture: np.ndarray, step: int) -> None:
         """A picture in TensorBoard at once: uint8 [H, W, 3]."""
         self._board.add_image(name, picture, step, dataformats="HWC")
+        self._board.flush()
+
+    def play(self, name: str, frames: np.ndarray, fps: float, step: int) -> None:
+        """A video in TensorBoard at once: uint8 [T, H, W, 3].
+
+        As SummaryWriter's ``add_video`` does it, a GIF in the place of a picture, but without moviepy.
+        """
+        file = io.BytesIO()
+        encode_animation(file, frames, fps, "gif")
+        _, height, width, channels = frames.shape
+        gif = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue())
+        self._events.add_summary(Summary(value=[Summary.Value(tag=name, image=gif)]), step)
         self._board.flush()
 
     def _progress(self, metrics: dict[str, Any]) -> None:

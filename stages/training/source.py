@@ -20,8 +20,9 @@ from shards.schema import LATENTS
 from stages.engine import Ranks, barrier, from_main
 from stages.errors import ConfigError
 from stages.training.config import StepConfig, TrainConfig, transformer_config
+from stages.training.held_out import training_filter
 from stages.training.prompts import Prompts
-from stages.training.validate import HeldOut, training_filter
+from stages.training.validate import HeldOut
 
 
 @dataclass(frozen=True)

@@ -84,15 +84,15 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "data.videos=my_videos": f"data.videos={data / 'videos'}",
         "data.shards=DATASET": f"data.shards={road.shards}",
         "ckpt=RUN": f"ckpt={road.run}",
-        "samples=…": f"samples={road.samples}",
-        "run=RUN": f"run={road.run}",
-        "shards=DATASET": f"shards={road.shards}",
+        "pretrained_model_path=…": "pretrained_model_path=tiny",
         "output=RUN": f"output={tmp_path / 'run'}",
         "output=DATASET": f"output={tmp_path / 'shards'}",
         "output=datasets/mine": f"output={tmp_path / 'shards'}",
         "text_encoder.captions=short.jsonl": f"text_encoder.captions={captions}",
         "DATASET": str(road.shards),
     }
+    if name == "evaluate":
+        places |= {"RUN": str(road.run)}
     if name == "export":
         places |= {"RUN": str(exportable(road.run, tmp_path / "latte")), "DIR": str(tmp_path / "exported")}
     if "--columns" in line:
@@ -108,7 +108,7 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "encode": tiny,
         "train": ["model={preset: tiny}", "train.init_from=null", "validation.holdout=0.2"],
         "sample": [*small, "precision=fp32", f"output={tmp_path}"],
-        "evaluate": [f"output={tmp_path}"],
+        "evaluate": [f"output={tmp_path}", "loss={samples: 8, levels: 2}", "clips={samples: 2, steps: 2}"],
         "browse": ["--dry-run", f"output={tmp_path}"],
         "verify": ["--dry-run"],
         "export": [],

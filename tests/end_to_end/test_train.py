@@ -20,8 +20,9 @@ from models.objective import make_objective
 from models.transformer import TransformerConfig
 from models.weights import find_checkpoint, read_info, read_null_text
 from shards.loader import DataConfig
+from stages.training.held_out import ValidationConfig
 from stages.training.loss import LatentLoss
-from stages.training.validate import HeldOut, ValidationConfig
+from stages.training.validate import HeldOut
 from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings, wait_for
 from tests.end_to_end.test_training_samples import SETTINGS as SAMPLED
 from tests.end_to_end.test_training_samples import assert_samples_of, prompts_of

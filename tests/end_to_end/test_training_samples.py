@@ -19,8 +19,8 @@ from pipelines.sample import main
 from shards.dataset import Dataset
 from shards.loader import DataConfig
 from stages.sampling.sampled_latents import SampledLatents
+from stages.training.held_out import ValidationConfig
 from stages.training.prompts import Prompts
-from stages.training.validate import ValidationConfig
 from tests.end_to_end.conftest import Road, deepspeed, run, train_settings
 from tests.end_to_end.test_sample import frames
 
@@ -77,7 +77,7 @@ def test_two_ranks_sample_what_one_would(road: Road, resumed: Path, monkeypatch:
 def test_tensorboard_shows_the_samples_and_the_clips_that_they_are_captions_of(road: Road, resumed: Path) -> None:
     board = EventAccumulator(str(resumed / "tensorboard"), size_guidance={"images": 0})
     board.Reload()
-    assert board.Tags()["images"] == ["sampled_clips", "samples"]
+    assert board.Tags()["images"] == ["sampled_clips", "sampled_clips_video", "samples", "samples_video"]
     assert [picture.step for picture in board.Images("samples")] == [3, 4]
     rgb_map = np.array(Dataset.open(road.shards).manifest.latent_rgb)
     sampled = SampledLatents.read(resumed / "samples/step-0000004.safetensors").latents.transpose(1, 2).numpy()

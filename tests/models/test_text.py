@@ -29,7 +29,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def tiny() -> TextEncoder:
-    return TextEncoder.load("tiny", batch_captions=4)
+    return TextEncoder.load("tiny", batch_tokens=256)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_embeddings_are_those_of_transformers_alone_and_unpadded(name: str, othe
 
 @pytest.mark.parametrize("name", ["tiny", "other"])
 def test_embeddings_are_bitwise_independent_of_neighbours(name: str, other_model: Path):
-    encoder = TextEncoder.load("tiny" if name == "tiny" else str(other_model), batch_captions=4)
+    encoder = TextEncoder.load("tiny" if name == "tiny" else str(other_model), batch_tokens=128)
     together = encoder.encode(CAPTIONS)
     order = np.random.default_rng(0).permutation(len(CAPTIONS))
     shuffled = encoder.encode([CAPTIONS[i] for i in order])
@@ -92,13 +92,14 @@ def test_only_the_fixed_shapes_run(tiny: TextEncoder, monkeypatch: pytest.Monkey
     monkeypatch.setattr(T5EncoderModel, "forward", spying)
     lengths = [len(embedding) for embedding in tiny.encode([*CAPTIONS * 3, "a " * 15, "a " * 31])]
     assert lengths[-2:] == [16, 32]  # they fill two of LENGTHS to the last token
-    assert set(shapes) <= {(4, length) for length in LENGTHS}
+    assert set(shapes) <= {(256 // length, length) for length in LENGTHS}
     fitting = [min(length for length in LENGTHS if length >= tokens) for tokens in lengths]
     assert len(set(fitting)) >= 3
-    assert len(shapes) == sum(-(-fitting.count(length) // 4) for length in set(fitting))
+    assert len(shapes) == sum(-(-fitting.count(length) // (256 // length)) for length in set(fitting))
 
 
 def test_the_empty_caption_is_the_null_text_of_one_token(tiny: TextEncoder):
+    assert tiny.encode([]) == []
     null, blank = tiny.encode(["", "  \n"])
     assert null.shape == (1, tiny.identity["dim"])
     np.testing.assert_array_equal(null, blank)
@@ -110,6 +111,8 @@ def test_long_captions_are_cut_and_still_end_their_text():
     assert cut.shape[0] == 20
     with pytest.raises(ValueError, match="max_tokens is 129"):
         TextEncoder.load("tiny", max_tokens=129)
+    with pytest.raises(ValueError, match="batch_tokens is 127"):
+        TextEncoder.load("tiny", batch_tokens=127)
 
 
 def test_any_english_tokenises_and_an_unknown_letter_does_no_harm(tiny: TextEncoder):

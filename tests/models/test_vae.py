@@ -1,6 +1,7 @@
 """The frozen VAE against diffusers' own AutoencoderKL, and its promise that a frame's latent is its own."""
 
 import json
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,22 @@ def test_a_frames_latent_and_picture_are_bitwise_its_own(name: str, odd_vae: Pat
     np.testing.assert_array_equal(vae.encode(others)[5], together[5])
     order = np.random.default_rng(1).permutation(len(FRAMES))
     np.testing.assert_array_equal(vae.encode(FRAMES[order]), together[order])
+
+
+def test_other_kernels_give_the_same_latents_but_for_rounding_at_any_number_of_sizes(
+    odd_vae: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Traced as torch.compile traces it, but run by PyTorch's own kernels: a C++ compiler takes minutes."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    plain = FrozenVAE.load(str(odd_vae), batch_frames=4)
+    other = FrozenVAE.load(str(odd_vae), batch_frames=4, channels_last=True, compiled=True)
+    for width in (8, 16, 48):
+        frames = FRAMES[:, :, :width]
+        latents = other.encode(frames)
+        np.testing.assert_allclose(latents, plain.encode(frames), atol=1e-5)
+        np.testing.assert_array_equal(other.encode(frames[2:3])[0], latents[2])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
 
 
 def test_every_batch_that_runs_has_the_fixed_shape(odd_vae: Path, monkeypatch: pytest.MonkeyPatch):

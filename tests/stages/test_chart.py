@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from stages.chart import Chart, histogram, line_chart, log_ticks, number, ticks
+from stages.chart import Chart, histogram, interval_chart, line_chart, log_ticks, number, ticks
 
 
 def points(path: str) -> np.ndarray:
@@ -112,3 +112,17 @@ def test_a_far_tail_is_counted_and_not_drawn():
     chart = histogram(np.concatenate([np.linspace(2, 9, 998), [500, 900]]))
     assert chart.outside == 2 and float(chart.x_ticks[-1].label) <= 10
     assert histogram(np.array([1.0, 2, 500])).outside == 0, "few values are all drawn"
+
+
+def test_marks_and_intervals_lie_where_the_axes_say_and_side_by_side():
+    first, second = [(1.0, 0.5, 1.5), (2.0, 1.5, 2.5)], [(0.5, 0.0, 1.0), (2.5, 2.0, 3.0)]
+    chart = interval_chart([0.25, 0.75], [first, second], x_end=1)
+    assert {tick.label: tick.at for tick in chart.x_ticks}["0.2"] == 20
+    at = {tick.label: tick.at for tick in chart.y_ticks}
+    (marks, path), (others, _) = chart.series
+    assert [mark.y for mark in marks] == [at["1"], at["2"]] and points(path)[:, 1].tolist() == [at["1"], at["2"]]
+    assert (others[0].low, others[1].high) == (at["0"], at["3"]), "an interval is enclosed by the axis"
+    assert marks[0].x < 25 < others[0].x and marks[0].x + others[0].x == 50
+    assert marks[0].label == "1 (0.5 to 1.5)"
+    alone, _ = interval_chart([0.25], [[(1, 1, 1)]], x_end=1).series[0]
+    assert alone[0].x == 25

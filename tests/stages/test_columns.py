@@ -23,6 +23,14 @@ def plan() -> ShardPlan:
     return ShardPlan(BUCKET, 0, (clip,))
 
 
+def test_every_way_to_compute_is_recorded_as_another() -> None:
+    ways = [
+        VaeConfig(precision=p, channels_last=c, compile=k) for p in ("fp32", "bf16") for c in (0, 1) for k in (0, 1)
+    ]
+    assert len({way.compute for way in ways}) == len(ways)
+    assert VaeConfig().compute == "fp32"  # what datasets that know of no other way have
+
+
 @pytest.mark.parametrize("least_db", [20, 200])
 def test_bf16_is_used_only_where_it_is_close_to_fp32(
     least_db: int, plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,8 +20,8 @@ from stages.errors import ConfigError
 from stages.sampling.config import DenoiseConfig
 from stages.sampling.denoise import Request, denoise
 from stages.sampling.sampled_latents import SampledLatents
+from stages.training.held_out import ValidationConfig
 from stages.training.prompts import Prompts
-from stages.training.validate import ValidationConfig
 from tests.stages.training.mixed_dataset import COUNTS, VAE, mixed_dataset
 
 T5 = text_column("t5")

@@ -1,13 +1,18 @@
-"""The rates that a run tells."""
+"""What a run tells: its rates, and videos in TensorBoard."""
+
+import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shards.loader import Batch
 from shards.schema import Bucket
 from stages.training import runlog
-from stages.training.runlog import Stopwatch
+from stages.training.runlog import RunLog, Stopwatch
 from tests.models.networks import SMALL
 from tests.models.test_flops import counted
 
@@ -52,3 +57,24 @@ def test_a_device_without_a_known_peak_has_no_mfu(clock: list[float]) -> None:
     watch = Stopwatch(torch.device("cpu"))
     clock[0] += 1
     assert watch.report()["mfu"] is None
+
+
+def test_a_video_in_tensorboard_is_a_gif_of_its_frames_at_its_rate(tmp_path: Path) -> None:
+    colours = np.array([[200, 10, 10], [10, 200, 10], [10, 10, 200], [0, 0, 0], [250, 250, 250]], np.uint8)
+    frames = np.repeat(np.repeat(colours[:, None, None], 20, axis=1), 30, axis=2)  # [5, 20, 30, 3]
+    log = RunLog(tmp_path, 0, 10)
+    log.play("samples", frames, 8, 7)
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
+    board.Reload()
+    (found,) = board.Images("samples")
+    assert (found.step, found.width, found.height) == (7, 30, 20)
+    with Image.open(io.BytesIO(found.encoded_image_string)) as gif:
+        assert (gif.format, gif.n_frames, gif.info["loop"]) == ("GIF", 5, 0)
+        shown, duration_ms = [], 0
+        for place in range(5):
+            gif.seek(place)
+            shown.append(np.asarray(gif.convert("RGB")))
+            duration_ms += gif.info["duration"]
+    assert np.abs(np.stack(shown).astype(int) - frames).max() <= 2
+    assert duration_ms == pytest.approx(1000 * 5 / 8, abs=10)

@@ -14,8 +14,9 @@ from shards.loader import DataConfig
 from shards.schema import LATENTS, MEAN, TEXT, Bucket, Sample, make_key, text_column
 from shards.writer import write_shard
 from stages.errors import ConfigError
+from stages.training.held_out import ValidationConfig, training_filter
 from stages.training.loss import LatentLoss, held_out_noise
-from stages.training.validate import HeldOut, ValidationConfig, training_filter
+from stages.training.validate import HeldOut
 
 T5 = text_column("t5")
 BUCKETS = {"64x64x2": (2, 4, 3, 3), "64x64x3": (3, 4, 3, 3)}
