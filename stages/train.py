@@ -33,7 +33,8 @@ def build_model(config: TrainConfig, source: Source) -> Transformer:
     outputs = objective.out_channels(channels)
     sizes = {"in_channels": channels, "out_channels": outputs, "text_dim": source.text_encoder["dim"]}
     model = Transformer(transformer_config(config, **sizes), objective.prediction)
-    model.activation_checkpointing = config.train.activation_checkpointing
+    model.activation_memory = config.train.activation_memory
+    model.chunk_mlp(config.train.mlp_chunk_tokens)
     return model
 
 
