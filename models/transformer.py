@@ -6,8 +6,9 @@ options the results are those of diffusers' `LatteTransformer3DModel` on unpadde
 shapes is in `layers.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -211,6 +212,14 @@ class Transformer(nn.Module):
         pooled = None if self.pooled_text is None else self.pooled_text(_mean(text, text_mask))
         mask = None if text_mask is None else text_mask[:, None, None, :]
         return TextContext((captions,) * self.config.num_layers, mask, pooled)
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile each block alone, at its first call: blocks of a kind share what was compiled, and so do all sizes.
+
+        It changes time, not results beyond rounding; parameters keep their names.
+        """
+        for block in (*self.transformer_blocks, *self.temporal_transformer_blocks):
+            block.compile(backend=backend, dynamic=True)
 
     def _grid(self, latents: Tensor) -> tuple[int, int]:
         """Patches along height and along width."""
