@@ -175,8 +175,8 @@ class Attention(nn.Module):
         key, value = self.keys_values(keys)
         if rotation is not None:
             query, key = rotated(query, rotation), rotated(key, rotation)
-        side_by_side = [x.flatten(2, 3).transpose(1, 2) for x in (query, key, value)]  # [B, G*H, K, D/H], views
-        attended = _attend(*side_by_side, mask)  # [B, G*H, Q, D/H]
+        query, key, value = (x.flatten(2, 3).transpose(1, 2) for x in (query, key, value))  # [B, G*H, K, D/H], views
+        attended = _attend(query, key, value, mask)  # [B, G*H, Q, D/H]
         merged = attended.transpose(1, 2).reshape(queries.shape)
         return self.to_out[0](merged)
 
