@@ -314,16 +314,6 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"deepspeed.zero_optimization.{name}: {first['msg']}") from None
 
 
-def state_bytes(settings: Mapping[str, Any], precision: str, world: int) -> float:
-    """How many bytes a parameter takes on a rank: weights and gradient, and in fp32 its master, moments and average.
-
-    Of ZeRO-1 on, the latter are divided by the ranks, of ZeRO-2 on the gradients too, and with ZeRO-3 the weights.
-    """
-    stage = settings.get("zero_optimization", {"stage": 1})["stage"]
-    size = 2 if precision == "bf16" else 4
-    return size / (world if stage == 3 else 1) + size / (world if stage >= 2 else 1) + 16 / world
-
-
 def _deepspeed_config(
     optimizer: OptimizerConfig, precision: str, accumulation: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
