@@ -49,6 +49,7 @@ LARGE = (
     Case(Clips(128, 720, 1280), "block", rounds=2, most_s=11),
     Case(Clips(56, 1088, 1920), "block", rounds=1),
     Case(Clips(128, 1088, 1920), "pair", CHUNK_TOKENS, rounds=1),
+    Case(Clips(128, 1088, 1920), "offload", CHUNK_TOKENS, rounds=1),
 )
 
 
