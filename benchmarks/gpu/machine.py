@@ -43,10 +43,5 @@ class Machine:
     def peak_gb(self) -> float:
         return torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else 0.0
 
-    @property
-    def compiler(self) -> str:
-        """The backend of torch.compile."""
-        return "eager" if self.toy else "inductor"
-
     def randn(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, device=self.device, dtype=torch.bfloat16)
