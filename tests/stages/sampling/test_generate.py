@@ -11,7 +11,6 @@ from models.loading import load_transformer
 from models.text import TextEncoder
 from models.vae import FrozenVAE
 from stages.sampling.config import SampleConfig, TextEncoderConfig
-
 from stages.sampling.denoise import Given, Request
 from stages.sampling.generate import fixed_batches
 from stages.sampling.models import Models
