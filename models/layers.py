@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.activations import in_chunks, through
+
 NORM_EPS = 1e-6
 SCALAR_CHANNELS = 256
 MAX_PERIOD = 10_000.0
@@ -175,8 +177,8 @@ class Attention(nn.Module):
         key, value = self.keys_values(keys)
         if rotation is not None:
             query, key = rotated(query, rotation), rotated(key, rotation)
-        side_by_side = [x.flatten(2, 3).transpose(1, 2) for x in (query, key, value)]  # [B, G*H, K, D/H], views
-        attended = _attend(*side_by_side, mask)  # [B, G*H, Q, D/H]
+        query, key, value = (x.flatten(2, 3).transpose(1, 2) for x in (query, key, value))  # [B, G*H, K, D/H], views
+        attended = _attend(query, key, value, mask)  # [B, G*H, Q, D/H]
         merged = attended.transpose(1, 2).reshape(queries.shape)
         return self.to_out[0](merged)
 
@@ -200,28 +202,36 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     return torch.cat([attend(*part) for part in parts], dim=1)
 
 
-class GeluProjection(nn.Module):
-    """The widening half of the feed-forward."""
+class Widening(nn.Module):
+    """The first layer of the feed-forward; it keeps the reference's name, net.0.proj."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.gelu(self.proj(x), approximate="tanh")
+        return self.proj(x)
 
 
 class FeedForward(nn.Module):
-    """Token-wise MLP: [..., D] -> [..., D]."""
+    """Token-wise MLP: [..., D] -> [..., D]; of ``chunk_tokens`` at a time, where set."""
 
     def __init__(self, width: int, mlp_ratio: int) -> None:
         super().__init__()
         hidden = width * mlp_ratio
         # The identity stands where the reference has a dropout: it keeps the second linear's name, net.2.
-        self.net = nn.Sequential(GeluProjection(width, hidden), nn.Identity(), nn.Linear(hidden, width))
+        self.net = nn.ModuleList([Widening(width, hidden), nn.Identity(), nn.Linear(hidden, width)])
+        self.chunk_tokens: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        return in_chunks(self._layers, x, self.chunk_tokens) if self.chunk_tokens else self._layers(x)
+
+    def _layers(self, x: Tensor) -> Tensor:
+        return through(self.net[2], _gelu, self.net[0](x))
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
 
 
 class Block(nn.Module):
@@ -251,12 +261,15 @@ class SpatialBlock(Block):
         text [B, L, 1, D], or the cross-attention's keys and values of it; mask [B, 1, 1, L] bool, see `Attention`.
         """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(timestep)
-        frames = modulated(x, shift, scale).flatten(0, 1)[:, :, None]  # [B*T, N, 1, D]
-        x = x + gate * self.attn1(frames, frames).view_as(x)
+        x = x + gate * through(self._attend_frames, modulated, x, shift, scale)
         # All frames are queries of one call: keys and values of the text are projected once a sample.
         tokens = x.flatten(1, 2)[:, :, None]  # [B, T*N, 1, D]
         x = x + self.attn2(tokens, text, mask).view_as(x)
-        return x + gate_mlp * self.ff(modulated(x, shift_mlp, scale_mlp))
+        return x + gate_mlp * through(self.ff, modulated, x, shift_mlp, scale_mlp)
+
+    def _attend_frames(self, x: Tensor) -> Tensor:
+        frames = x.flatten(0, 1)[:, :, None]  # [B*T, N, 1, D]
+        return self.attn1(frames, frames).view_as(x)
 
 
 class TemporalBlock(Block):
@@ -278,11 +291,14 @@ class TemporalBlock(Block):
         given, and `rotation` [B or 1, T, 1, D/H] of its queries and keys.
         """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(timestep)
-        normed = modulated(x, shift, scale)
-        if added is not None:
-            normed = normed + added
-        if self.full:
-            normed = normed.flatten(1, 2)[:, :, None]  # [B, T*N, 1, D]
-            rotation = None if rotation is None else rotation.repeat_interleave(x.shape[2], dim=1)
-        x = x + gate * self.attn1(normed, normed, rotation=rotation).view_as(x)
-        return x + gate_mlp * self.ff(modulated(x, shift_mlp, scale_mlp))
+        shift = shift if added is None else shift + added
+        attend = partial(self._attend_times, rotation=rotation)
+        x = x + gate * through(attend, modulated, x, shift, scale)
+        return x + gate_mlp * through(self.ff, modulated, x, shift_mlp, scale_mlp)
+
+    def _attend_times(self, x: Tensor, rotation: Tensor | None) -> Tensor:
+        if not self.full:
+            return self.attn1(x, x, rotation=rotation)
+        tokens = x.flatten(1, 2)[:, :, None]  # [B, T*N, 1, D]
+        rotation = None if rotation is None else rotation.repeat_interleave(x.shape[2], dim=1)
+        return self.attn1(tokens, tokens, rotation=rotation).view_as(x)

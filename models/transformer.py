@@ -6,17 +6,20 @@ options the results are those of diffusers' `LatteTransformer3DModel` on unpadde
 shapes is in `layers.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models.activations import ActivationMemory, keep
 from models.layers import (
     AdaptiveNorm,
+    Block,
     KeysValues,
     PatchEmbed,
     SpatialBlock,
@@ -132,15 +135,15 @@ class TextContext:
 class Transformer(nn.Module):
     """Predicts, from noised latents, what `prediction` says: velocity (noise - data), epsilon (the noise) or v.
 
-    `activation_checkpointing`: when set, each pair of blocks is computed again in the backward pass rather
-    than kept. It changes memory and time, not results.
+    `activation_memory`: what is kept for the backward pass, see `models.activations`. It changes memory and time, not
+    results.
     """
 
     def __init__(self, config: TransformerConfig, prediction: Prediction = "velocity") -> None:
         super().__init__()
         self.config = config
         self.prediction = prediction
-        self.activation_checkpointing = False
+        self.activation_memory: ActivationMemory = "none"
         self.sequence_group: dist.ProcessGroup | None = None
         width, block = config.width, (config.width, config.num_heads, config.mlp_ratio)
         full = config.temporal_attention == "full"
@@ -190,10 +193,7 @@ class Transformer(nn.Module):
         vectors = self.adaln_single(embedding)  # [B, F, 6, D]
         times = self._temporal_positions(frames, interval_s)
         for index, layer_text in enumerate(text.layers):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._pair, index, x, vectors, layer_text, text.mask, times, video, use_reentrant=False)
-            else:
-                x = self._pair(index, x, vectors, layer_text, text.mask, times, video)
+            x = keep(self.activation_memory, "pair", self._pair, index, x, vectors, layer_text, text.mask, times, video)
         x = self._last_layer(x, video.own_frames(embedding, 1))
         return self._unpatchify(video.all_frames(x), grid)
 
@@ -226,6 +226,20 @@ class Transformer(nn.Module):
         pooled = None if self.pooled_text is None else self.pooled_text(_mean(text, text_mask))
         mask = None if text_mask is None else text_mask[:, None, None, :]
         return TextContext((captions,) * self.config.num_layers, mask, pooled)
+
+    def chunk_mlp(self, tokens: int | None) -> None:
+        """Let the blocks' MLPs take so many tokens at a time; None: all."""
+        for block in (*self.transformer_blocks, *self.temporal_transformer_blocks):
+            assert isinstance(block, Block)
+            block.ff.chunk_tokens = tokens
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile each block alone, at its first call: blocks of a kind share what was compiled, and so do all sizes.
+
+        It changes time, not results beyond rounding; parameters keep their names.
+        """
+        for block in (*self.transformer_blocks, *self.temporal_transformer_blocks):
+            block.compile(backend=backend, dynamic=True)
 
     def _grid(self, latents: Tensor) -> tuple[int, int]:
         """Patches along height and along width."""
@@ -278,12 +292,13 @@ class Transformer(nn.Module):
         video: SharedVideo,
     ) -> Tensor:
         """A spatial block and the temporal block after it: [B, T, N, D] -> [B, T, N, D], this rank's frames."""
-        x = self.transformer_blocks[index](x, video.own_frames(vectors, 1), text, mask)
+        spatial = partial(keep, self.activation_memory, "block", self.transformer_blocks[index])
+        x = spatial(x, video.own_frames(vectors, 1), text, mask)
         return video.to_frames(self._temporal(index, video.to_tokens(x), vectors, times))
 
     def _temporal(self, index: int, x: Tensor, vectors: Tensor, times: Tensor) -> Tensor:
         """[B, T, N, D] -> [B, T, N, D], of all frames."""
-        block = self.temporal_transformer_blocks[index]
+        block = partial(keep, self.activation_memory, "block", self.temporal_transformer_blocks[index])
         if self.config.temporal_pos == "branch":
             return block(x, vectors, added=times)
         if self.config.temporal_pos == "rope":

@@ -19,7 +19,7 @@ from stages.errors import ConfigError
 Config = TypeVar("Config")
 
 # Names that users of Latte, PixArt and Open-Sora reach for.
-FAMILIAR = {"work_dir": "output", "load_from": "train.init_from"}
+FAMILIAR = {"work_dir": "output", "load_from": "train.init_from", "activation_checkpointing": "train.activation_memory"}
 
 
 def load_config(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from models.activations import ActivationMemory
 from models.objective import ObjectiveConfig
 from models.presets import preset
 from models.transformer import TransformerConfig
@@ -29,6 +30,8 @@ class StepConfig:
     sequence_parallel: so many ranks, which must divide their number, share each video (see
     `models.sequence_parallel`): for videos that are too long or too large for one, or to be sooner done with each. They
     count as one rank where batches are divided.
+    activation_memory: what is kept for the backward pass, see `models.activations`; mlp_chunk_tokens: the MLPs take so
+    many tokens at a time, which lowers what a pair of blocks needs while it goes backward. Neither changes a result.
     max_hours: save and leave when the command has run this long; the same command goes on.
     milestone_every: of these checkpoints, multiples of save_every, the weights are kept for ever.
     max_skipped: the run fails when so many steps in a row had a loss or gradient that is not finite.
@@ -43,7 +46,8 @@ class StepConfig:
     gradient_accumulation: int = 1
     sequence_parallel: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
-    activation_checkpointing: bool = False
+    activation_memory: ActivationMemory = "none"
+    mlp_chunk_tokens: int | None = None
     caption_dropout: float = 0.1
     init_from: str | None = None
     save_every: int = 1000
@@ -54,6 +58,7 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "batch_tokens", "batch_multiple", "gradient_accumulation", "sequence_parallel")
+        at_least(self, 1, *counts, "mlp_chunk_tokens")
         at_least(self, 1, "steps", *counts, "save_every", "keep_last", "log_every", "max_skipped", "milestone_every")
         at_least(self, 0, "max_hours")
         if self.milestone_every and self.milestone_every % self.save_every:

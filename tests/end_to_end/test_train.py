@@ -117,6 +117,7 @@ MISTAKES = [
     (["data.shards=no/shards"], "no/shards does not exist"),
     (["train.batch_size=7", "train.gradient_accumulation=2"], "expected a multiple of 2"),
     (["train.stpes=7"], "did you mean 'train.steps'"),
+    (["train.activation_checkpointing=true"], "did you mean 'train.activation_memory'"),
     (["model.num_headz=3"], "did you mean num_heads"),
     (["model.num_heads=3"], "belongs to another run (transformer.num_heads was 4, is 3)"),
     (["seed=1"], "belongs to another run (seed was 0, is 1)"),
@@ -161,20 +162,20 @@ def test_the_launcher_passes_the_users_mistake_on(road: Road) -> None:
     assert done.stderr.count("error: ") == 1
 
 
-def test_bf16_under_zero_3_with_activation_checkpointing_resumes_bit_equal(road: Road, tmp_path: Path) -> None:
-    def settings(folder: Path) -> list[str]:
+def test_bf16_under_zero_3_resumes_bit_equal_whatever_is_kept_for_the_backward_pass(road: Road, tmp_path: Path) -> None:
+    def settings(folder: Path, memory: str) -> list[str]:
         return [*train_settings(road.shards, folder), "train.steps=2", "train.save_every=1", "train.precision=bf16",
-                "train.activation_checkpointing=true", "deepspeed.zero_optimization.stage=3"]  # fmt: skip
+                f"train.activation_memory={memory}", "deepspeed.zero_optimization.stage=3"]  # fmt: skip
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    told = run(*deepspeed(2), *settings(whole)).stdout
+    told = run(*deepspeed(2), *settings(whole, "none")).stdout
     parameters = sum(
         tensor.numel() for tensor in load_file(whole / "checkpoints/step-0000002/model.safetensors").values()
     )
     assert f" {parameters / 1e6:.2f} M parameters, 2 ranks" in told
     shutil.copytree(whole, stopped)
     shutil.rmtree(stopped / "checkpoints" / "step-0000002")
-    run(*deepspeed(2), *settings(stopped))
+    run(*deepspeed(2), *settings(stopped, "selective"))
     for name in STATE:
         ours, theirs = (folder / f"checkpoints/step-0000002/{name}.safetensors" for folder in (whole, stopped))
         assert ours.read_bytes() == theirs.read_bytes(), name

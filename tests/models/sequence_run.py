@@ -53,7 +53,7 @@ def build(case: Case) -> Transformer:
     model = Transformer(TransformerConfig(**SMALL | case.model)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    model.activation_checkpointing = case.checkpointing
+    model.activation_memory = "pair" if case.checkpointing else "none"
     return model
 
 

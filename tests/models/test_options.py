@@ -225,16 +225,11 @@ def test_half_precision_with_every_option() -> None:
     assert_close(found.float(), expected, share=0.2)
 
 
-def test_every_option_learns_and_checkpointing_changes_no_gradient() -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        model = random_transformer(EVERYTHING)
-        model.activation_checkpointing = checkpointing
-        model(*inputs(), size=SIZE).square().mean().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert gradient is not None and gradient.any(), name
-        assert torch.equal(gradient, gradients[1][name]), name
+def test_every_option_learns() -> None:
+    model = random_transformer(EVERYTHING)
+    model(*inputs(), size=SIZE).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from tests.stages.training.mixed_dataset import mixed_dataset
 RANKS, SHARING, STEPS, STOP = 4, 2, 4, 2
 CASES = {  # frames of the clips, and what else is set
     "zero-1": (8, {}, {"stage": 1}),
-    "zero-1, uneven": (5, {"activation_checkpointing": True, "gradient_accumulation": 2}, {"stage": 1}),
-    "zero-3, uneven": (5, {"activation_checkpointing": True}, {"stage": 3}),
+    "zero-1, uneven": (5, {"activation_memory": "pair", "gradient_accumulation": 2}, {"stage": 1}),
+    "zero-3, uneven": (5, {"activation_memory": "pair"}, {"stage": 3}),
 }
 ALONE = ("zero-1", "zero-1, uneven")  # the cases that are run on one rank too
 

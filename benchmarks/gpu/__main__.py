@@ -1,0 +1,52 @@
+"""Everything that is measured on one GPU, in slices of under ten minutes on an H200.
+
+    python -m benchmarks.gpu                 all slices
+    python -m benchmarks.gpu steps limits    some: kernels, steps, limits, stall, text, vae, latte
+    python -m benchmarks.gpu --toy           on any device, tiny: whether it runs, not how fast
+
+Each slice prints a table and writes outputs/benchmarks/gpu_SLICE.json. kernels to text need no diffusers; none needs
+DeepSpeed, Ray or a decoder: the step is benchmarks.plain_step's.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from benchmarks.gpu import encoders, kernels, training
+from benchmarks.gpu.machine import Machine
+from benchmarks.table import report
+
+SLICES = {
+    "kernels": kernels.measure,
+    "steps": training.measure_steps,
+    "limits": training.measure_limits,
+    "stall": training.measure_stall,
+    "text": encoders.measure_text,
+    "vae": encoders.measure_vae,
+    "latte": encoders.measure_latte,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="What one GPU does.")
+    parser.add_argument("slices", nargs="*", metavar="slice", help=", ".join(SLICES))
+    parser.add_argument("--toy", action="store_true", help="tiny, on any device: whether it runs, not how fast")
+    options = parser.parse_args()
+    unknown = [name for name in options.slices if name not in SLICES]
+    if unknown:
+        print(f"error: found slice {unknown[0]!r}, expected some of {', '.join(SLICES)}", file=sys.stderr)
+        return 2
+    if not (options.toy or torch.cuda.is_available()):
+        print("error: found no CUDA device, expected one; --toy tries the code without", file=sys.stderr)
+        return 2
+    machine = Machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), options.toy)
+    for name in options.slices or SLICES:
+        print(f"{name}{' (toy: these numbers mean nothing)' if options.toy else ''}", flush=True)
+        machine.forget_peak()
+        report(f"gpu_{name}{'_toy' if options.toy else ''}", list(SLICES[name](machine)), ("torch",))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Training steps of XL/2 in bf16, optimiser included: their speed, what fits, and how long they wait for data."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.machine import Machine
+from benchmarks.plain_step import Clips, TrainingStep, random_batch
+from benchmarks.table import Row
+from models.activations import ActivationMemory
+from models.flops import count_flops, peak_flops_per_s
+from models.presets import preset
+from models.transformer import Transformer
+
+CHUNK_TOKENS = 65_536
+TOY = Clips(4, 32, 32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """clips: of a step. memory: what it keeps, see `models.activations`. chunk_tokens: of the MLPs, None for all.
+
+    Reaches, None for none: MFU, seconds a clip, GB.
+    """
+
+    clips: Clips
+    memory: ActivationMemory = "none"
+    chunk_tokens: int | None = None
+    rounds: int = 20
+    least_mfu: float | None = None
+    most_s: float | None = None
+    most_gb: float | None = None
+
+
+STEPS = (
+    Case(Clips(56, 256, 256), least_mfu=0.45, most_s=0.193),
+    Case(Clips(56, 256, 256, batch=3), least_mfu=0.45, most_s=0.193),
+    Case(Clips(16, 256, 256), most_s=1 / 16),
+    Case(Clips(16, 256, 256, batch=8), most_s=1 / 16),
+    Case(Clips(128, 512, 512), "block", rounds=6, least_mfu=0.38, most_s=2.2, most_gb=48),
+    Case(Clips(128, 512, 512), "selective", rounds=6, least_mfu=0.38, most_s=2.2),
+)
+LARGE = (
+    Case(Clips(128, 720, 1280), "block", rounds=2, most_s=11),
+    Case(Clips(56, 1088, 1920), "block", rounds=1),
+    Case(Clips(128, 1088, 1920), "pair", CHUNK_TOKENS, rounds=1),
+)
+
+
+def measure_steps(machine: Machine) -> Iterator[Row]:
+    step = make_step(machine)
+    for case in STEPS:
+        yield from _case(machine, step, case)
+
+
+def measure_limits(machine: Machine) -> Iterator[Row]:
+    """What fits; nothing is compiled, which would only cost its time here."""
+    step = make_step(machine, compiled=False)
+    yield _most_frames(machine, step, Case(Clips(0, 512, 512), "pair", CHUNK_TOKENS), (1024, 768, 512, 256, 128))
+    yield _most_frames(machine, step, Case(Clips(0, 256, 256)), (276, 240, 200, 160, 56))
+    for case in LARGE:
+        yield from _case(machine, step, case)
+
+
+def measure_stall(machine: Machine) -> Iterator[Row]:
+    """Steps of short clips, which need the most bytes a second, from shards."""
+    from benchmarks.rendered import Samples, loader_of
+    from shards.loader import DataConfig
+    from shards.schema import Bucket
+
+    step = make_step(machine)
+    clips = TOY if machine.toy else Clips(16, 256, 256, batch=8)
+    steps = 4 if machine.toy else 100
+    bucket = Bucket(clips.height, clips.width, clips.frames)
+    samples = Samples(bucket, 2 if machine.toy else 16, 8 if machine.toy else 128)
+    with tempfile.TemporaryDirectory() as folder:
+        loader = loader_of(samples.render(Path(folder) / "dataset"), bucket, clips.batch, DataConfig())
+        with closing(loader.batches(0, 3 + steps)) as batches:
+            for _ in range(3):
+                step(next(batches))
+            machine.wait()
+            started, waited_s = time.perf_counter(), 0.0
+            for _ in range(steps):
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited_s += time.perf_counter() - asked
+                float(step(batch))  # as the trainer waits for its gradient norm
+            share = waited_s / (time.perf_counter() - started)
+    yield Row(f"data stall, {clips.name}", 100 * share, "%", reach="<= 1, moonshot 0.1", holds=share <= 0.01)
+
+
+def make_step(machine: Machine, compiled: bool = True) -> TrainingStep:
+    torch.manual_seed(0)
+    network = preset("tiny", {"text_dim": 4096}) if machine.toy else preset("XL/2")
+    with machine.device:
+        model = Transformer(network)
+    if compiled:
+        compile_blocks(model, machine.compiler)
+    return TrainingStep(model, torch.bfloat16)
+
+
+def compile_blocks(model: torch.nn.Module, backend: str) -> None:
+    """Each block for itself: those of a kind share one compilation."""
+    for name, blocks in model.named_children():
+        if name in ("transformer_blocks", "temporal_transformer_blocks"):
+            for block in blocks.children():
+                block.compile(backend=backend)
+
+
+def _case(machine: Machine, step: TrainingStep, case: Case) -> Iterator[Row]:
+    clips = replace(TOY, batch=case.clips.batch) if machine.toy else case.clips
+    name = f"{case.clips.name}, {case.memory}"
+    network, batch = step.model.config, random_batch(clips, step.model.config)
+    _set_memory(machine, step, case)
+    try:
+        step_s = machine.seconds(lambda: step(batch), case.rounds)
+    except torch.OutOfMemoryError:
+        yield Row(f"{name}: does not fit", 0, "", reach="fits", holds=False)
+        return
+    clip_s, peak_gb = step_s / clips.batch, machine.peak_gb()
+    flops = count_flops(network, clips.batch, *clips.latent_shape, clips.batch * clips.text_tokens).training
+    peak = peak_flops_per_s(machine.device) or 989.5e12
+    mfu = flops / step_s / peak
+    yield _reach(Row(f"{name}: seconds a clip", clip_s, "s"), most=case.most_s)
+    yield _reach(Row("… model FLOPs utilisation", mfu, ""), least=case.least_mfu)
+    yield _reach(Row("… peak memory", peak_gb, "GB"), most=case.most_gb)
+
+
+def _set_memory(machine: Machine, step: TrainingStep, case: Case) -> None:
+    step.model.activation_memory = case.memory
+    step.model.chunk_mlp(case.chunk_tokens)
+    machine.forget_peak()
+
+
+def _most_frames(machine: Machine, step: TrainingStep, case: Case, counts: tuple[int, ...]) -> Row:
+    """Of these counts; the first is the moonshot."""
+    reach = {512: 512, 256: 240}[case.clips.height]
+    frames = next((count for count in counts if _fits(machine, step, replace(case.clips, frames=count), case)), 0)
+    name = f"most frames at {case.clips.height}², {case.memory}"
+    return Row(name, frames, "frames", reach=f">= {reach}, moonshot {counts[0]}", holds=frames >= reach)
+
+
+def _fits(machine: Machine, step: TrainingStep, clips: Clips, case: Case) -> bool:
+    clips = TOY if machine.toy else clips
+    _set_memory(machine, step, case)
+    try:
+        step(random_batch(clips, step.model.config))
+        machine.wait()
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _reach(row: Row, least: float | None = None, most: float | None = None) -> Row:
+    if least is not None:
+        return replace(row, reach=f">= {least:.3g}", holds=row.value >= least)
+    if most is not None:
+        return replace(row, reach=f"<= {most:.3g}", holds=row.value <= most)
+    return row
