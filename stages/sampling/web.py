@@ -99,8 +99,10 @@ class Page:
                 label="History: a click brings back a video and its settings", height="auto",
                 allow_preview=False, interactive=False, buttons=[], elem_id="history",
             )  # fmt: skip
+            prompt = settings[0]
+            assert isinstance(prompt, gr.Textbox)
             gr.on(
-                [button.click, settings[0].submit], self.make, [made, *settings], [made, video, about, history],
+                [button.click, prompt.submit], self.make, [made, *settings], [made, video, about, history],
                 api_name="make", show_progress_on=video, scroll_to_output=True,
             )  # fmt: skip
             history.select(self.show, made, [video, about, *settings], api_visibility="private")
