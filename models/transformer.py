@@ -30,6 +30,7 @@ from models.layers import (
     spatial_positions,
 )
 from models.sequence_parallel import SharedVideo
+from models.step_cache import StepCache
 
 TemporalPos = Literal["stream", "branch", "rope"]
 TemporalAttention = Literal["axial", "full"]
@@ -170,6 +171,7 @@ class Transformer(nn.Module):
         *,
         frame_interval_s: float | Tensor | None = None,
         size: Tensor | tuple[int, int] | None = None,
+        cache: StepCache | None = None,
     ) -> Tensor:
         """[B, C, T, h, w] -> [B, C', T, h, w], where C' is `config.out_channels`.
 
@@ -177,10 +179,14 @@ class Transformer(nn.Module):
         text [B, L, D_text]; text_mask [B, L] bool, at least one true a row: rows that are false are padding
         and change nothing; None where nothing is padded. Or, in place of both, what `read_text` made of them.
         frame_interval_s: seconds from one frame to the next, for all or [B]; 1/8 when not given. size: height and
-        width in pixels, for all or [B, 2]; networks that are conditioned on it need it, others ignore it.
+        width in pixels, for all or [B, 2]; networks that are conditioned on it need it, others ignore it. cache: of
+        the sampling that this is a step of; the result then is nearly the same.
 
-        Raises ValueError for latents that do not divide into patches, and for a size that is needed and missing.
+        Raises ValueError for latents that do not divide into patches, for a size that is needed and missing, and for a
+        cache where ranks share the video, as each would decide for itself.
         """
+        if cache is not None and self.sequence_group is not None:
+            raise ValueError("cache: found one, expected none where the ranks share a video")
         dtype = self.scale_shift_table.dtype
         if not isinstance(text, TextContext):
             text = self._project(text, text_mask)
@@ -192,8 +198,16 @@ class Transformer(nn.Module):
         embedding = self._embed(timestep, text.pooled, size, interval_s)  # [B, F, D]
         vectors = self.adaln_single(embedding)  # [B, F, 6, D]
         times = self._temporal_positions(frames, interval_s)
-        for index, layer_text in enumerate(text.layers):
-            x = keep(self.activation_memory, "pair", self._pair, index, x, vectors, layer_text, text.mask, times, video)
+        pairs = [
+            partial(
+                keep, self.activation_memory, "pair", self._pair, index, vectors, layer_text, text.mask, times, video
+            )
+            for index, layer_text in enumerate(text.layers)
+        ]
+        if cache is not None:
+            pairs = [partial(cache.through, pairs)]
+        for pair in pairs:
+            x = pair(x)
         x = self._last_layer(x, video.own_frames(embedding, 1))
         return self._unpatchify(video.all_frames(x), grid)
 
@@ -284,12 +298,12 @@ class Transformer(nn.Module):
     def _pair(
         self,
         index: int,
-        x: Tensor,
         vectors: Tensor,
         text: Tensor | KeysValues,
         mask: Tensor | None,
         times: Tensor,
         video: SharedVideo,
+        x: Tensor,
     ) -> Tensor:
         """A spatial block and the temporal block after it: [B, T, N, D] -> [B, T, N, D], this rank's frames."""
         spatial = partial(keep, self.activation_memory, "block", self.transformer_blocks[index])

@@ -21,6 +21,8 @@ class DenoiseConfig:
       arXiv:2404.07724); elsewhere a step costs half.
     guidance_rescale: how much of the spread that guidance adds is taken back (Lin et al., arXiv:2305.08891,
       section 3.4, who take 0.7); 0 is none.
+    step_cache: the threshold of `models.step_cache`, below which a step takes most of what the last one computed; None
+      computes every step.
     """
 
     sampler: SamplerName | None = None
@@ -28,10 +30,11 @@ class DenoiseConfig:
     guidance_scale: float = 4.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
+    step_cache: float | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps")
-        at_least(self, 0, "guidance_scale", "guidance_rescale")
+        at_least(self, 0, "guidance_scale", "guidance_rescale", "step_cache")
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance_interval: found {low:g} to {high:g}, expected two rising levels from 0 to 1")

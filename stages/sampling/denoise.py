@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from models.samplers import make_sampler
+from models.step_cache import StepCache
 from models.text_lengths import padded_length
 from models.transformer import Transformer
 from models.weights import CheckpointInfo
@@ -68,10 +70,12 @@ def denoise(
     texts, mask = _padded_texts(requests, device)  # of the conditional branch, then of the null branch
     text = {count: model.read_text(*(each[: count * len(x)] for each in (texts, mask))) for count in set(branches)}
     size = (shape[2] * info.vae["spatial_factor"], shape[3] * info.vae["spatial_factor"])
+    cache = None if config.step_cache is None else StepCache(config.step_cache)
+    predict = partial(model, frame_interval_s=info.frame_interval_s, size=size, cache=cache)
     for index, (timestep, count) in enumerate(zip(sampler.timesteps.tolist(), branches, strict=True)):
         x = torch.where(_over(made), x, given)
         inputs, timesteps = torch.cat([x] * count), torch.cat([timestep * made] * count)
-        output = model(inputs, timesteps, text[count], frame_interval_s=info.frame_interval_s, size=size).float()
+        output = predict(inputs, timesteps, text[count]).float()
         if count == 2:
             conditional, unconditional = output.chunk(2)
             output = guided(conditional, unconditional, config, channels=shape[0])

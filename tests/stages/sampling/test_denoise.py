@@ -43,7 +43,7 @@ class Model(torch.nn.Module):
     def read_text(self, text, mask):
         return text, mask
 
-    def forward(self, latents, timestep, context, *, frame_interval_s, size):
+    def forward(self, latents, timestep, context, *, frame_interval_s, size, cache=None):
         text, mask = context
         told = (text * mask[:, :, None]).sum((1, 2)) / mask.sum(1) / text.shape[2]
         times = timestep.reshape(len(latents), 1, -1, 1, 1) / 1000
@@ -120,6 +120,49 @@ def test_a_samples_bits_depend_on_its_own_input_alone(sampler: str) -> None:
     assert torch.equal(alone[0], together[2]) and torch.equal(alone[3], together[2])
     turned = denoise(model, info, requests[::-1], SHAPE, config)
     assert torch.equal(turned.flip(0), together)
+
+
+def _by_threshold(
+    thresholds: Sequence[float | None], **settings: object
+) -> tuple[dict[float | None, torch.Tensor], dict[float | None, int]]:
+    """For each the latents, and how often the last pair of a network of three was run. Its outputs change slowly."""
+    network = replace(SMALL, num_layers=3, out_channels=4)
+    model, info = random_transformer(network), _info("velocity")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 0.5
+    runs: list[int] = []
+    model.transformer_blocks[-1].register_forward_hook(lambda _, inputs, output: runs.append(len(inputs[0])))
+    texts = [torch.randn(length, 20, generator=torch.Generator().manual_seed(length)) for length in (3, 9, 1)]
+    requests = [Request(text, texts[-1], seed) for seed, text in enumerate(texts)]
+    latents, counts = {}, {}
+    for threshold in thresholds:
+        runs.clear()
+        config = DenoiseConfig(steps=30, step_cache=threshold, **settings)  # type: ignore[arg-type]
+        latents[threshold] = denoise(model, info, requests, (4, 2, 8, 8), config)
+        counts[threshold] = len(runs)
+    return latents, counts
+
+
+def test_a_step_cache_saves_the_more_and_errs_the_more_the_higher_its_threshold() -> None:
+    latents, counts = _by_threshold((None, 0.0, 0.05, 0.1, 0.2))
+    assert torch.equal(latents[0.0], latents[None])
+    assert 30 == counts[None] == counts[0.0] > counts[0.05] > 15 > counts[0.1] > counts[0.2]
+    differs = [float((found - latents[None]).norm() / latents[None].norm()) for found in latents.values()]
+    assert differs == sorted(differs) and 0 < differs[2] <= 0.005 and differs[3] <= 0.03
+
+
+def test_a_step_cache_begins_anew_where_guidance_begins_and_ends() -> None:
+    _, counts = _by_threshold((9.0,))
+    assert counts == {9.0: 1}
+    _, counts = _by_threshold((9.0,), guidance_interval=(0.2, 0.8))
+    assert counts == {9.0: 3}
+
+
+@pytest.mark.parametrize("threshold", [-0.1, float("nan")])
+def test_no_step_cache_has_such_a_threshold(threshold: float) -> None:
+    with pytest.raises(ValueError, match="step_cache: found .*, expected at least 0"):
+        DenoiseConfig(step_cache=threshold)
 
 
 def _info(prediction: str) -> CheckpointInfo:
