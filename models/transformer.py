@@ -6,9 +6,10 @@ options the results are those of diffusers' `LatteTransformer3DModel` on unpadde
 shapes is in `layers.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -231,6 +232,14 @@ class Transformer(nn.Module):
         for block in (*self.transformer_blocks, *self.temporal_transformer_blocks):
             assert isinstance(block, Block)
             block.ff.chunk_tokens = tokens
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile each block alone, at its first call: blocks of a kind share what was compiled, and so do all sizes.
+
+        It changes time, not results beyond rounding; parameters keep their names.
+        """
+        for block in (*self.transformer_blocks, *self.temporal_transformer_blocks):
+            block.compile(backend=backend, dynamic=True)
 
     def _grid(self, latents: Tensor) -> tuple[int, int]:
         """Patches along height and along width."""

@@ -107,6 +107,11 @@ def largest_over_ranks(values: Sequence[int]) -> list[int]:
     return tensor.tolist()
 
 
+def sum_on_hosts(tensor: torch.Tensor) -> None:
+    """Make of a tensor on the CPU the sum over the ranks, on every rank, without waiting for the devices."""
+    dist.all_reduce(tensor, group=_host_group())
+
+
 @functools.cache
 def _host_group() -> dist.ProcessGroup | None:
     """All ranks, over gloo; None: as the default group is."""
@@ -307,16 +312,6 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise ConfigError(f"deepspeed.zero_optimization.{name}: {first['msg']}") from None
-
-
-def state_bytes(settings: Mapping[str, Any], precision: str, world: int) -> float:
-    """How many bytes a parameter takes on a rank: weights and gradient, and in fp32 its master, moments and average.
-
-    Of ZeRO-1 on, the latter are divided by the ranks, of ZeRO-2 on the gradients too, and with ZeRO-3 the weights.
-    """
-    stage = settings.get("zero_optimization", {"stage": 1})["stage"]
-    size = 2 if precision == "bf16" else 4
-    return size / (world if stage == 3 else 1) + size / (world if stage >= 2 else 1) + 16 / world
 
 
 def _deepspeed_config(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ def save_summary(folder: storage.Place, summary: dict[str, Any]) -> None:
 
 
 def progress_bar(total: int, what: str, unit: str) -> tqdm:
-    """A bar on a terminal, a line every ten seconds otherwise, on stderr."""
+    """A bar on a terminal, a line every ten seconds otherwise, on stderr; of several ranks the first has one."""
+    silent = os.environ.get("RANK", "0") != "0"
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=what, unit=unit)
+        return tqdm(total=total, desc=what, unit=unit, disable=silent)
     line = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n"
-    return tqdm(total=total, desc=what, unit=unit, bar_format=line, mininterval=10, miniters=1)
+    return tqdm(total=total, desc=what, unit=unit, bar_format=line, mininterval=10, miniters=1, disable=silent)

@@ -11,12 +11,13 @@ from models.loading import load_into
 from models.objective import make_objective
 from models.transformer import Transformer
 from models.weights import CheckpointInfo, read_null_text
-from stages.engine import Engine, Ranks, check_shared, from_main, sequence_group, start_ranks, state_bytes
+from stages.engine import Engine, Ranks, check_shared, from_main, sequence_group, start_ranks
 from stages.output import output_folder, save_settings, save_summary, settings_text
 from stages.training import checkpoint
 from stages.training.checkpoint import Checkpoints, Progress
 from stages.training.config import TrainConfig, check, settled, transformer_config
 from stages.training.loop import Run, run_steps
+from stages.training.memory import StepMemory, peak_of, room_bytes, state_bytes
 from stages.training.optimizer import parameter_groups
 from stages.training.run_lock import run_lock
 from stages.training.runlog import RunLog
@@ -163,11 +164,22 @@ def describe(config: TrainConfig, world: int) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
     passes = sum(source.order.samples_before(config.train.steps).values()) / epoch
-    state_gb = parameters * state_bytes(config.deepspeed, config.train.precision, world) / 1e9
+    steps = {
+        bucket: StepMemory(
+            model.config,
+            size // (readers * config.train.gradient_accumulation),
+            source.sample_tokens[bucket] // config.train.sequence_parallel,
+            activation_memory=config.train.activation_memory,
+            mlp_chunk_tokens=config.train.mlp_chunk_tokens,
+            precision=config.train.precision,
+        )
+        for bucket, size in source.order.batch_size.items()
+    }
+    states = parameters * state_bytes(config.deepspeed, config.train.precision, world)
     return (
         f"{parameters / 1e6:.2f} M parameters that predict {config.objective.prediction}; {epoch} samples, "
         f"{passes:.1f} passes over them, {held_out.samples if held_out else 0} held-out samples; {batches_of(source)}"
         f"{f'; {prompts}' if prompts else ''}\n"
         f"checkpoints of {parameters * 16 / 1e9:.2f} GB, the newest {config.train.keep_last} kept; "
-        f"weights, gradients, moments and average take about {state_gb:.2f} GB a rank, activations come on top"
+        f"{peak_of(steps, states, room_bytes(world))}"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from models.vae import FrozenVAE
 from shards.dataset import Dataset
 from shards.schema import KEY, LATENTS, MEAN, Bucket
+from stages.sampling.files import LATENTS_FILE
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import caption_of, draw_clips
 
@@ -32,11 +33,11 @@ class ClipSet:
 
 
 def sampled(folder: Path, summary: dict[str, Any], vae: FrozenVAE) -> ClipSet:
-    """The samples of a folder, with its summary: decoded from their latents, where a file of them is still there.
+    """The samples of a folder, with its summary: decoded from their latents, where it has those of this VAE.
 
-    Otherwise the frames are those of the .mp4, and the latents are what the VAE makes of these.
+    Otherwise the frames are those of the videos, and the latents are what the VAE makes of these.
     """
-    rows, file = summary["samples"], Path(summary.get("latents", ""))
+    rows, file = summary["samples"], folder / LATENTS_FILE
     saved = SampledLatents.read(file) if file.is_file() else None
     latents = saved.latents.transpose(1, 2) if saved and saved.vae == vae.identity else None
 

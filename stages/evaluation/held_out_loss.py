@@ -56,14 +56,14 @@ def measure_loss(config: LossConfig, trained: Trained, against: Trained | None, 
         trained = comparable(trained, against)
     buckets = [name for name in trained.info.buckets if not against or name in against.info.buckets]
     dataset = trained.open_clips(buckets)
-    losses = _losses(dataset, trained, trained, config, run)
-    groups = _sources(dataset, losses)
+    losses = clip_losses(dataset, trained, trained, config, run)
+    groups = sources_of(dataset, losses)
     own, name = np.array(list(losses.values())), str(trained.checkpoint)
     levels = noise_levels(config.levels)
     found = HeldOutLoss(trained.clips, trained.info.prediction, levels, _curve(name, own, groups))
     if not against:
         return found
-    by_key = _losses(dataset, against, trained, config, run)
+    by_key = clip_losses(dataset, against, trained, config, run)
     theirs = np.array([by_key[key] for key in losses])
     return replace(
         found,
@@ -96,7 +96,7 @@ def comparable(trained: Trained, against: Trained) -> Trained:
     return replace(trained, holdout=min(trained.holdout, against.holdout))
 
 
-def _losses(
+def clip_losses(
     dataset: Dataset, model_of: Trained, clips_of: Trained, config: LossConfig, run: Execution
 ) -> dict[str, list[float]]:
     """By the clip's key, of each level in turn; of ``model_of``'s weights on captions as ``clips_of`` reads them."""
@@ -112,13 +112,12 @@ def _losses(
         seed=0,
         device=run.device,
     )
-    found: dict[str, list[float]] = {}
+    levels, found = noise_levels(config.levels), dict[str, list[float]]()
     with closing(loader.batches(0, len(order))) as batches, progress_bar(order.samples, "loss", "clip") as bar:
         for batch in batches:
-            rows = _of_batch(model, loss_of, batch, noise_levels(config.levels))
-            own = [place for place, position in enumerate(batch.positions) if position >= 0]
-            found |= {batch.keys[place]: rows[place] for place in own}
-            bar.update(len(own))
+            # What fills up a batch is in it already.
+            found |= dict(zip(batch.keys, _of_batch(model, loss_of, batch, levels), strict=True))
+            bar.update(len(found) - bar.n)
     return found
 
 
@@ -134,7 +133,7 @@ def _curve(name: str, losses: np.ndarray, groups: Sequence[str]) -> Curve:
     return Curve(name, overall, by_level)
 
 
-def _sources(dataset: Dataset, keys: Collection[str]) -> list[str]:
+def sources_of(dataset: Dataset, keys: Collection[str]) -> list[str]:
     """Of each clip, by its key, the video that it was cut from."""
     found: dict[str, str] = {}
     for bucket in dataset.buckets:

@@ -102,12 +102,14 @@ def _measure_samples(config: EvaluateConfig, subject: Subject) -> Measured:
         (own.signatures, samples.names),
         (theirs.signatures, clips.sources),
     )
+    frechet = _distances(own, theirs, subject)
     return Measured(
-        frechet=_distances(own, theirs, subject),
+        frechet=frechet,
         motion=_beside(own, theirs, samples, clips),
         nearest=nearest,
         clip_score=_clip_score(own, theirs, samples, clips, subject),
         real_clips=trained.clips,
+        notes=[] if frechet else ["too few samples or real clips for a Fréchet distance: 4 at least"],
     )
 
 

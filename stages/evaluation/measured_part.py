@@ -134,7 +134,7 @@ def _frechet_row(distance: FrechetDistance) -> Row:
     cells = [
         Cell(f"{distance.at_half:.4g}", f"{distance.samples // 2:,} samples"),
         Cell(f"{distance.distance:.4g}", f"{low:.4g} to {high:.4g}; {distance.samples:,} samples"),
-        Cell(f"{distance.extrapolated:.4g}", "endless samples"),
+        Cell(f"{distance.extrapolated:.4g}", "extrapolated"),
     ]
     return Row(distance.features, hint, cells)
 

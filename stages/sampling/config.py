@@ -1,10 +1,12 @@
 """What is sampled, from which weights, and how."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from models.samplers import SamplerName
 from stages.errors import at_least
+from stages.sampling.prompts import one_each
 
 Format = Literal["mp4", "gif", "png", "latents"]
 
@@ -38,6 +40,63 @@ class DenoiseConfig:
 
 
 @dataclass(frozen=True)
+class GivenConfig:
+    """Frames that are given rather than made, from files: one for all prompts, or a list with one for each.
+
+    first: a picture to begin with. last: one to end with, beside ``first``. video: one to go on from, with its last
+    ``video_frames`` frames, by default a quarter of the frames to make. loop: end as it begins: with ``first`` again,
+    or with the frames that ``video`` begins with, so that both together go round.
+
+    Raises ValueError for files that do not go together.
+    """
+
+    first: str | list[str] = ""
+    last: str | list[str] = ""
+    video: str | list[str] = ""
+    video_frames: int | None = None
+    loop: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "video_frames")
+        if self.video and (self.first or self.last):
+            raise ValueError("video: found beside first or last, expected either the one or the others")
+        if self.last and (self.loop or not self.first):
+            raise ValueError("last: expected first beside it, and no loop")
+        if self.loop and not (self.first or self.video):
+            raise ValueError("loop: expected first or video beside it")
+
+    def __bool__(self) -> bool:
+        return bool(self.first or self.video)
+
+    def of_each(self, count: int) -> list["GivenConfig"]:
+        """What is given to each of ``count`` samples. Raises ConfigError for another number of files."""
+        first, last, video = (
+            one_each(f"given.{name}", getattr(self, name), count) for name in ("first", "last", "video")
+        )
+        return [
+            replace(self, first=start, last=end, video=clip)
+            for start, end, clip in zip(first, last, video, strict=True)
+        ]
+
+    @classmethod
+    def of_all(cls, each: "Sequence[GivenConfig]") -> "GivenConfig":
+        """The settings whose ``of_each`` these are."""
+        first, last, video = (
+            paths if any(paths) else ""
+            for paths in ([getattr(one, name) for one in each] for name in ("first", "last", "video"))
+        )
+        return replace(each[0], first=first, last=last, video=video)
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """The precision that T5 computes in, and where: "cpu" leaves it in the host's memory; None is the device's."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["cpu"] | None = None
+
+
+@dataclass(frozen=True)
 class SampleConfig(DenoiseConfig):
     """The settings of ``sample``.
 
@@ -49,6 +108,8 @@ class SampleConfig(DenoiseConfig):
     height, width, frames: pixels and frames; by default the largest bucket that the checkpoint was trained on.
     negative_prompt: what guidance leads away from, one for all prompts or a list of one for each; empty, it is the
       empty caption that the checkpoint was trained with.
+    given: frames that are not made.
+    vae_batch_frames: frames that the VAE decodes at a time, always so many.
     batch_size: samples that run together, always so many: a batch that is not full is filled up. A sample's bits
       depend on it, but not on what else is sampled.
     Sample i of the list has the seed ``seed + i``.
@@ -71,6 +132,9 @@ class SampleConfig(DenoiseConfig):
     height: int | None = None
     width: int | None = None
     frames: int | None = None
+    given: GivenConfig = field(default_factory=GivenConfig)
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    vae_batch_frames: int = 8
     batch_size: int = 8
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -83,7 +147,7 @@ class SampleConfig(DenoiseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "height", "width", "frames", "batch_size")
+        at_least(self, 1, "height", "width", "frames", "batch_size", "vae_batch_frames")
         at_least(self, 0, "seed")
         if self.seed >= 2**63:
             raise ValueError(f"seed: found {self.seed}, expected less than 2**63")

@@ -10,6 +10,7 @@ from shards import storage
 from stages.contact_sheet import contact_sheet
 from stages.errors import ConfigError
 from stages.output import output_folder, progress_bar
+from stages.sampling import ranks
 from stages.sampling.config import Format, SampleConfig
 from stages.sampling.models import Models
 from stages.sampling.prompts import slug
@@ -51,28 +52,35 @@ def write_samples(
 ) -> list[str]:
     """All formats of all samples and, unless latents are all that is asked for, a contact sheet.
 
+    Each rank makes the files of a share of the samples, rank 0 what is made once.
     Returns of each sample the file that shows it: of the formats the first, as a path in ``output``.
     """
-    if "latents" in config.formats:
+    if "latents" in config.formats and ranks.rank() == 0:
         samples.save(output / LATENTS_FILE)
     shown = [kind for kind in config.formats if kind != "latents"]
     if not shown:
         return [LATENTS_FILE] * len(stems)
+    files = [f"{stem}.{shown[0]}" for stem in stems]
     for folder in {(output / stem).parent for stem in stems}:
         output_folder(str(folder))
-    vae = models.vae(config.pretrained_model_path, models.device)
+    vae = models.vae(config.pretrained_model_path, models.device, batch_frames=config.vae_batch_frames)
     rows: list[np.ndarray] = []
-    with progress_bar(len(stems), "decode", "video") as bar:
-        for number, stem in enumerate(stems):
+    mine = range(ranks.rank(), len(stems), ranks.world())
+    in_sheet = range(min(SHEET_ROWS, len(stems)) if ranks.rank() == 0 else 0)
+    numbers = sorted({*mine, *in_sheet})
+    with progress_bar(len(numbers), "decode", "video") as bar:
+        for number in numbers:
             frames = vae.decode(samples.latents[number].transpose(0, 1))  # of [C, T, h, w]
             about = tags(config, samples, number)
-            for kind in shown:
-                _write(output / f"{stem}.{kind}", kind, frames, config.fps or samples.fps, about)
-            rows += [frames] if number < SHEET_ROWS else []
+            for kind in shown if number in mine else []:
+                _write(output / f"{stems[number]}.{kind}", kind, frames, config.fps or samples.fps, about)
+            rows += [frames] if number in in_sheet else []
             bar.update()
+    if not rows:
+        return files
     with storage.write_whole(output / "contact_sheet.png") as file:
         contact_sheet(rows, samples.prompts[:SHEET_ROWS]).save(file, "png")
-    return [f"{stem}.{shown[0]}" for stem in stems]
+    return files
 
 
 def _write(path: Path, kind: Format, frames: np.ndarray, fps: float, about: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Prompts to latents: the text encoder and the transformer take turns in memory."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,12 +9,16 @@ import torch
 from models.latents import LatentStats
 from models.weights import CheckpointInfo, read_info, read_null_text
 from stages.output import progress_bar
+from stages.sampling import ranks
 from stages.sampling.checkpoint import check_models, check_sampler, latent_shape
 from stages.sampling.config import SampleConfig
-from stages.sampling.denoise import Request, denoise
+from stages.sampling.denoise import Given, Request, denoise
+from stages.sampling.given import encode_given, given_frames
 from stages.sampling.models import Models
-from stages.sampling.prompts import negative_prompts
+from stages.sampling.prompts import one_each
 from stages.sampling.sampled_latents import SampledLatents
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models: Models) -> SampledLatents:
@@ -22,13 +27,15 @@ def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models:
     shape = latent_shape(config, info)
     check_sampler(config, info)
     check_models(config.pretrained_model_path, info)
+    given = _encode_given(config, len(prompts), info, shape, models)
     requests = _encode_prompts(config, prompts, checkpoint, info, models)
-    latents = LatentStats.of(info.vae).denormalise(_denoise_all(config, requests, checkpoint, info, shape, models))
+    requests = [replace(request, given=frames) for request, frames in zip(requests, given, strict=True)]
+    latents = LatentStats.of(info.vae).denormalise(denoise_all(config, requests, checkpoint, info, shape, models))
     seeds = [request.seed for request in requests]
     return SampledLatents(latents, prompts, seeds, info.step, info.vae, 1 / info.frame_interval_s)
 
 
-def _denoise_all(
+def denoise_all(
     config: SampleConfig,
     requests: list[Request],
     checkpoint: Path,
@@ -36,18 +43,17 @@ def _denoise_all(
     shape: tuple[int, int, int, int],
     models: Models,
 ) -> torch.Tensor:
-    """Normalised latents, [N, C, T, h, w]."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = models.transformer(checkpoint, weights=config.weights).to(models.device, dtype)
-    latents = torch.empty(len(requests), *shape)
-    batches = list(fixed_batches(requests, config.batch_size))
+    """Normalised latents, [N, C, T, h, w], of which each rank makes a share."""
+    model = models.transformer(checkpoint, weights=config.weights).to(models.device, DTYPES[config.precision])
+    latents = torch.zeros(len(requests), *shape)
+    batches = list(fixed_batches(requests, config.batch_size))[ranks.rank() :: ranks.world()]
     with progress_bar(len(batches) * config.steps, "denoise", "step") as bar:
         for batch in batches:
             filled = [requests[number] for number in batch]
             filled += filled[-1:] * (config.batch_size - len(batch))
             made = denoise(model, info, filled, shape, config, on_step=bar.update)
             latents[list(batch)] = made[: len(batch)].cpu()
-    return latents
+    return ranks.summed(latents)
 
 
 def fixed_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[int, ...]]:
@@ -60,12 +66,22 @@ def fixed_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[int,
         yield from (tuple(members[i : i + size]) for i in range(0, len(members), size))
 
 
+def _encode_given(
+    config: SampleConfig, count: int, info: CheckpointInfo, shape: tuple[int, int, int, int], models: Models
+) -> Sequence[Given | None]:
+    wanted = [given_frames(given, shape[1], info) for given in config.given.of_each(count)]
+    if not any(wanted):
+        return [None] * count
+    return encode_given(wanted, models.vae(config.pretrained_model_path, models.device), info, shape)
+
+
 def _encode_prompts(
     config: SampleConfig, prompts: list[str], checkpoint: Path, info: CheckpointInfo, models: Models
 ) -> list[Request]:
-    negatives = negative_prompts(config.negative_prompt, len(prompts))
+    negatives = one_each("negative_prompt", config.negative_prompt, len(prompts))
     max_tokens = info.text_encoder["max_tokens"]
-    encoder = models.text_encoder(config.pretrained_model_path, models.device, max_tokens=max_tokens)
+    device, dtype = config.text_encoder.device or models.device, DTYPES[config.text_encoder.precision]
+    encoder = models.text_encoder(config.pretrained_model_path, device, dtype, max_tokens=max_tokens)
     texts = [torch.from_numpy(text) for text in encoder.encode([*prompts, *negatives])]
     null_text, mask = read_null_text(checkpoint)
     return [

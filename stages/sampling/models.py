@@ -10,6 +10,7 @@ from models.loading import load_transformer
 from models.text import TextEncoder
 from models.transformer import Transformer
 from models.vae import FrozenVAE
+from stages.sampling import ranks
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Models:
 
     @classmethod
     def on_this_machine(cls) -> "Models":
-        return cls(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(ranks.join())
 
     def kept(self) -> "Models":
         """The same, each model loaded once and held from then on."""

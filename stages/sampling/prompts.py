@@ -24,12 +24,12 @@ def read_prompts(source: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-def negative_prompts(source: str | Sequence[str], count: int) -> list[str]:
-    """One for each of ``count`` prompts, empty where there is none. Raises ConfigError for another number of them."""
-    negatives = [source] * count if isinstance(source, str) else list(source)
-    if len(negatives) != count:
-        raise ConfigError(f"negative_prompt: found {len(negatives)} for {count} prompts, expected one or as many")
-    return [text.strip() for text in negatives]
+def one_each(name: str, source: str | Sequence[str], count: int) -> list[str]:
+    """A setting of each of ``count`` prompts, empty where there is none. Raises ConfigError for another number."""
+    texts = [source] * count if isinstance(source, str) else list(source)
+    if len(texts) != count:
+        raise ConfigError(f"{name}: found {len(texts)} for {count} prompts, expected one or as many")
+    return [text.strip() for text in texts]
 
 
 def _lines(file: Path) -> list[str]:

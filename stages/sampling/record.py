@@ -11,7 +11,7 @@ from models.source import hash_files
 from models.weights import INFO, NULL_TEXT
 from stages.errors import ConfigError
 from stages.sampling.config import SampleConfig
-from stages.sampling.prompts import negative_prompts
+from stages.sampling.prompts import one_each
 from stages.sampling.sampled_latents import SampledLatents
 from stages.video import read_tags
 
@@ -39,7 +39,8 @@ def tags(config: SampleConfig, samples: SampledLatents, number: int) -> dict[str
     alone = replace(
         config,
         text_prompt=[prompt],
-        negative_prompt=negative_prompts(config.negative_prompt, len(samples.prompts))[number],
+        negative_prompt=one_each("negative_prompt", config.negative_prompt, len(samples.prompts))[number],
+        given=config.given.of_each(len(samples.prompts))[number],
         seed=seed,
         samples_per_prompt=1,
         names="numbered",

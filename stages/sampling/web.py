@@ -25,11 +25,14 @@ SETTINGS = ("text_prompt", "negative_prompt", "seed", "steps", "guidance_scale",
 """What the page asks for, in its order."""
 SANS, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # Gradio's own are fetched from elsewhere
 CSS = """
-.gradio-container {max-width: 1180px !important; margin: 0 auto !important}
+.gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
 #top h1 {margin: 0; font-size: 1.7rem; letter-spacing: -.02em}
 #top small, #about small {opacity: .7; overflow-wrap: anywhere}
 #video video, #history video {image-rendering: RENDERING}
 #video video {width: 100%}
+#another {align-self: center}
+#history .grid-wrap {min-height: 0; height: auto; padding-top: 36px}
+#history .grid-container {grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important}
 footer {display: none !important}
 """
 
@@ -93,12 +96,14 @@ class Page:
                     about = gr.HTML(elem_id="about")
             made = gr.State([])
             history = gr.Gallery(
-                label="Made in this visit; a click brings back the video and its settings", columns=[3, 6],
-                height="auto", allow_preview=False, interactive=False, buttons=[], elem_id="history",
+                label="History: a click brings back a video and its settings", height="auto",
+                allow_preview=False, interactive=False, buttons=[], elem_id="history",
             )  # fmt: skip
+            prompt = settings[0]
+            assert isinstance(prompt, gr.Textbox)
             gr.on(
-                [button.click, settings[0].submit], self.make, [made, *settings], [made, video, about, history],
-                api_name="make", show_progress_on=video,
+                [button.click, prompt.submit], self.make, [made, *settings], [made, video, about, history],
+                api_name="make", show_progress_on=video, scroll_to_output=True,
             )  # fmt: skip
             history.select(self.show, made, [video, about, *settings], api_visibility="private")
         return page
@@ -124,17 +129,17 @@ class Page:
         button = gr.Button("Make the video", variant="primary", elem_id="make")
         against = gr.Textbox(negative, label="Negative prompt", placeholder="what it should lead away from", lines=1)
         with gr.Row():
-            seed = gr.Number(config.seed, label="Seed", precision=0, minimum=0, min_width=120)
-            gr.Button("Another seed", min_width=120).click(
+            seed = gr.Number(config.seed, label="Seed", precision=0, min_width=120)
+            gr.Button("Another seed", min_width=120, elem_id="another").click(
                 lambda: random.randrange(2**31), None, seed, api_visibility="private"
             )
         with gr.Row():
-            steps = gr.Slider(1, max(100, config.steps), config.steps, step=1, label="Steps", min_width=120)
+            steps = gr.Slider(1, max(100, config.steps), config.steps, step=1, label="Steps", min_width=220)
             guidance = gr.Slider(1, max(15, config.guidance_scale), config.guidance_scale, step=0.1, label="Guidance",
-                                 min_width=120)  # fmt: skip
+                                 min_width=220)  # fmt: skip
         with gr.Row():
             sizes = [
-                gr.Number(getattr(config, name), label=label, precision=0, minimum=1, min_width=90)
+                gr.Number(getattr(config, name), label=label, precision=0, min_width=90)
                 for name, label in (("width", "Width"), ("height", "Height"), ("frames", "Frames"))
             ]
         return [text, against, seed, steps, guidance, *sizes], button
@@ -147,11 +152,12 @@ class Page:
     ) -> tuple[list[str], str, str, list[tuple[str, str]]]:
         """The history, the new video, what is said of it, and the history as a gallery."""
         try:
+            config = _asked(self._config, values)
             output = self._output / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-            summary = sample(replace(self._config, output=str(output), **_asked(values)), self._models)
-        except (ConfigError, WeightsError, ValueError) as mistake:
+            (row,) = sample(replace(config, output=str(output)), self._models)["samples"]
+        except (ConfigError, WeightsError) as mistake:
             raise gr.Error(html.escape(str(mistake)), duration=None, print_exception=False) from None
-        path = str(output / summary["samples"][0]["file"])
+        path = str(output / row["file"])
         made = [path, *made]
         return made, path, _about(path), [(each, read_record(Path(each))["prompt"]) for each in made]
 
@@ -162,13 +168,18 @@ class Page:
         return [path, _about(path), settings["text_prompt"][0], *(settings[name] for name in SETTINGS[1:])]
 
 
-def _asked(values: Sequence[Any]) -> dict[str, Any]:
-    """The settings on the page. Raises ConfigError for an empty one."""
+def _asked(config: SampleConfig, values: Sequence[Any]) -> SampleConfig:
+    """``config`` with the settings on the page. Raises ConfigError for one that is empty or cannot be."""
     asked = dict(zip(SETTINGS, values, strict=True))
-    absent = [name for name, value in asked.items() if value is None or (name == "text_prompt" and not value.strip())]
+    absent = [name for name, value in asked.items() if value is None]
     if absent:
-        raise ConfigError(f"{absent[0]}: found nothing, expected a value: fill it in")
-    return asked | {"text_prompt": [asked["text_prompt"]]}
+        raise ConfigError(f"{absent[0]}: found nothing, expected a number: fill it in")
+    if not asked["text_prompt"].strip():
+        raise ConfigError("no prompt: write what the video should show")
+    try:
+        return replace(config, **asked | {"text_prompt": [asked["text_prompt"]]})
+    except ValueError as mistake:
+        raise ConfigError(str(mistake)) from None
 
 
 def _about(path: str) -> str:

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from models.weights import find_checkpoint, read_info, read_null_text, read_weights, save_checkpoint
 from pipelines.config import load_config
 from stages.encode_config import EncodeConfig
+from stages.evaluation.compare_config import CompareConfig
 from stages.evaluation.config import EvaluateConfig
 from stages.sampling.config import SampleConfig
 from stages.training.config import TrainConfig, transformer_config
@@ -20,6 +22,7 @@ from tests.end_to_end.conftest import ROOT, Road, deepspeed, run
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "docs" / "zh" / "README.md").read_text(encoding="utf-8")
 CONFIGS = {"encode": EncodeConfig, "train": TrainConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
+CONFIGS["compare"] = CompareConfig
 STARTS = ("python -m pipelines", "deepspeed ", "make ", "pip ", "conda ")
 
 
@@ -48,7 +51,8 @@ def test_the_file_tree_and_the_configs_that_readme_names_exist() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_valid_and_starts_with_its_command(path: Path) -> None:
-    config = load_config(CONFIGS[path.parent.name], path, [])
+    name = "compare" if path.stem.endswith("_compare") else path.parent.name
+    config = load_config(CONFIGS[name], path, [])
     if isinstance(config, TrainConfig):
         transformer_config(config)
     first, second = path.read_text().splitlines()[:2]
@@ -96,6 +100,13 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         places |= {"RUN": str(exportable(road.run, tmp_path / "latte")), "DIR": str(tmp_path / "exported")}
     if "--columns" in line:
         places["output=DATASET"] = f"output={road.shards}"
+    if "--compare" in line:
+        name = "compare"
+        (file,) = (word for word in line.split() if word.startswith("configs/"))
+        places[file] = str(tmp_path / "compare.yaml")
+        (tmp_path / "compare.yaml").write_text(
+            (ROOT / file).read_text().replace("outputs/demo/shards", str(road.shards))
+        )
     words = [places.get(word, word) for word in shlex.split(line)]
     if name == "train":
         words = [*deepspeed(2), *words[words.index("pipelines/train.py") + 1 :], "--dry-run"]
@@ -108,19 +119,25 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "train": ["model={preset: tiny}", "train.init_from=null", "validation.holdout=0.2"],
         "sample": [*small, "precision=fp32", f"output={tmp_path}"],
         "evaluate": [f"output={tmp_path}", "loss={samples: 8, levels: 2}", "clips={samples: 2, steps: 2}"],
+        "compare": ["--dry-run", f"output={tmp_path}"],
         "browse": ["--dry-run", f"output={tmp_path}"],
         "verify": ["--dry-run"],
         "export": [],
+        "app": ["--dry-run", f"output={tmp_path}"],
     }
+    if name == "app" and find_spec("gradio") is None:
+        pytest.skip("gradio is not installed: pip install 'wisesora[app]' to run this test")
     done = run(*words, *ours[name])
     expected = {
         "encode": "48 c",  # clips, or captions
         "train": "passes over them",
         "sample": "1 videos",
         "evaluate": "report",
+        "compare": "2 arms x 3 seeds",
         "browse": "clips",
         "verify": "shards of",
         "export": "LatteTransformer3DModel of",
+        "app": "trained for 4 steps on",
     }
     assert (expected[name] if "--tune" not in line else "for a new dataset: vae.batch_frames=") in done.stdout
     if name == "sample":

@@ -8,12 +8,13 @@ import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
+from models.activations import ActivationMemory
 from models.transformer import Transformer, TransformerConfig
 
 WORLD = 4
@@ -28,15 +29,15 @@ class Case:
     sharing: int
     model: dict[str, Any] = field(default_factory=dict)
     level_a_frame: bool = False
-    checkpointing: bool = False
+    memory: ActivationMemory = "none"
 
 
 CASES = {
     "even": Case((4, 4, 8), 2),
-    "checkpointed": Case((4, 4, 8), 2, checkpointing=True),
+    **{memory: Case((5, 4, 6), 2, memory=memory) for memory in get_args(ActivationMemory)},
     "frames that do not divide": Case((5, 4, 8), 2),
     "tokens that do not divide": Case((4, 6, 6), 2),
-    "neither divides, checkpointed": Case((7, 6, 6), 4, checkpointing=True),
+    "neither divides": Case((7, 6, 6), 4),
     "a frame a rank": Case((4, 4, 4), 4),
     "fewer frames than ranks": Case((3, 4, 8), 4),
     "an image": Case((1, 4, 8), 2),
@@ -53,7 +54,7 @@ def build(case: Case) -> Transformer:
     model = Transformer(TransformerConfig(**SMALL | case.model)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    model.activation_memory = "pair" if case.checkpointing else "none"
+    model.activation_memory = case.memory
     return model
 
 

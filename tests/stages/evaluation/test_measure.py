@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.vae import FrozenVAE
 from pipelines.evaluate import main
 from shards.dataset import Dataset
 from shards.schema import LATENTS, MEAN
@@ -107,8 +108,6 @@ def test_the_command_ends_with_the_most_important(summary: dict) -> None:
 
 def test_real_clips_as_samples_are_at_no_distance(config: EvaluateConfig, folder: Path, tmp_path: Path) -> None:
     """Of a folder of videos without latents: those of the very clips that they are compared with."""
-    from models.vae import FrozenVAE  # noqa: PLC0415
-
     held_out, vae = Dataset.open(folder / "shards", filter="split < 0.3"), FrozenVAE.load("tiny")
     rows = range(held_out.index(SIZE).num_rows)
     for row in rows:

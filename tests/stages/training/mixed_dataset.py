@@ -1,6 +1,8 @@
 """A finished dataset of pictures and clips made of random numbers, to train on."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,16 +13,16 @@ from shards.writer import write_shard
 COUNTS = {"64x64x1": [60, 21], "64x64x8": [9, 10], "64x128x8": [5]}
 VAE = {"weights_hash": "aa", "latent_channels": 4, "spatial_factor": 8, "temporal_factor": 1}
 VAE |= {"scaling_factor": 0.18, "shift_factor": None}
-FINGERPRINTS = {
+FINGERPRINTS: dict[str, dict[str, Any]] = {
     LATENTS: {"schema_version": 1, "vae": VAE, "sampling": {"fps": 8}},
     text_column("t5"): {"schema_version": 1, "text_encoder": {"weights_hash": "bb", "dim": 6}},
 }
 
 
-def mixed_dataset(folder: Path) -> Path:
+def mixed_dataset(folder: Path, fingerprints: Mapping[str, dict[str, Any]] = FINGERPRINTS) -> Path:
     create_dataset(folder, "mixed")
     for bucket, counts in COUNTS.items():
-        for column, fingerprint in FINGERPRINTS.items():
+        for column, fingerprint in fingerprints.items():
             fingerprint_hash = ensure_fingerprint(folder, Bucket.parse(bucket), column, fingerprint)
             for shard, count in enumerate(counts):
                 samples = sorted((_sample(bucket, column, shard, n) for n in range(count)), key=lambda one: one.key)

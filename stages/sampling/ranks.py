@@ -1,0 +1,38 @@
+"""The processes that share the samples of a command: those that ``deepspeed`` or ``torchrun`` started, or one alone.
+
+Only where there are several is DeepSpeed loaded, which joins them as in training.
+"""
+
+import os
+
+import torch
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join() -> torch.device:
+    """Join the others; returns the device of this process."""
+    if world() > 1:
+        from stages.engine import start_ranks
+
+        return start_ranks().device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of all processes' tensors, which lie on the CPU; every process must call."""
+    if world() > 1:
+        from stages.engine import sum_on_hosts
+
+        sum_on_hosts(tensor)
+    return tensor
+
+
+def wait_for_all() -> None:
+    summed(torch.zeros(1))
