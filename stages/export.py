@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.diffusers_folder import DIFFUSERS_VERSION, LATTE, latte_settings, write_latte
-from models.diffusion import FIRST_BETA, LAST_BETA
 from models.flow import RectifiedFlow
 from models.loading import load_transformer
+from models.samplers import TRAINED_BETAS
 from models.source import CONFIG_NAME, TOKENIZER_FILES, Part, resolve_model, weight_files
 from models.weights import CheckpointInfo, find_checkpoint, read_info
 from shards import storage
@@ -65,10 +65,10 @@ def plan(config: ExportConfig) -> Export:
 def scheduler_settings(info: CheckpointInfo, shape: tuple[int, int, int, int]) -> dict[str, Any]:
     """The scheduler with which a LattePipeline samples this model, at the shift for latents of this shape.
 
-    LattePipeline was written for Latte: it takes the first half of the channels that the model gives, unless the
-    scheduler has a variance_type of learned_range, and it asks the scheduler for scale_model_input, which diffusers'
-    FlowMatchEulerDiscreteScheduler has not. DPMSolverMultistepScheduler has both, and of order 1 its step for flow is
-    Euler's; its variance_type does nothing else for a flow.
+    Its steps are those of our default samplers, as DPMSolverMultistepScheduler of order 1 takes DDIM's for epsilon and
+    Euler's for a flow. LattePipeline, which was written for Latte, takes the first half of the channels that the model
+    gives, unless the scheduler has a variance_type of learned_range, which does nothing else for a flow; and it asks
+    for scale_model_input, which diffusers' FlowMatchEulerDiscreteScheduler has not.
     """
     reasons = []
     vae, transformer = info.vae, info.transformer
@@ -82,23 +82,16 @@ def scheduler_settings(info: CheckpointInfo, shape: tuple[int, int, int, int]) -
         reasons.append(f"the model predicts {info.prediction}, and no scheduler is chosen for that")
     if reasons:
         raise ConfigError(f"{PIPELINE} cannot sample this model: {'; '.join(reasons)}; export without the VAE and T5")
-    if info.prediction == "velocity":
-        return {
-            "_class_name": "DPMSolverMultistepScheduler",
-            "_diffusers_version": DIFFUSERS_VERSION,
-            "prediction_type": "flow_prediction",
-            "use_flow_sigmas": True,
-            "flow_shift": RectifiedFlow(info.objective.flow).shift(transformer.tokens(*shape[1:])),
-            "solver_order": 1,
-            "variance_type": "learned_range",
-        }
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": DIFFUSERS_VERSION,
-        "beta_start": FIRST_BETA,
-        "beta_end": LAST_BETA,
-        "beta_schedule": "linear",
-        "clip_sample": False,
+    settings = {
+        "_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": DIFFUSERS_VERSION, "solver_order": 1,
+    }  # fmt: skip
+    if info.prediction == "epsilon":
+        return settings | TRAINED_BETAS | {"timestep_spacing": "trailing"}
+    return settings | {
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": RectifiedFlow(info.objective.flow).shift(transformer.tokens(*shape[1:])),
+        "variance_type": "learned_range",
     }
 
 
