@@ -1,7 +1,7 @@
 """The benchmarks one after the other, each a process of its own, and one table of all they found.
 
     python -m benchmarks.all                   those of a few minutes; the GPU's too, where there is one
-    python -m benchmarks.all --long            all (but sample_bytes and step_cache, which want captions and a trained run)
+    python -m benchmarks.all --long            all (but sample_bytes and step_cache, which want captions and a run)
     python -m benchmarks.all loader encode     these
 
 Writes outputs/benchmarks/all.json. The exit status is 1 if one failed or a reach does not hold.
