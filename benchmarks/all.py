@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.table import FOLDER, Row, report
 
-SHORT = ("text_encoder", "loader", "decoders", "precompute", "corruption", "fuzz_videos")
-LONG = ("encode", "encode_memory", "exactness", "fuzz_metadata", "plan", "kills", "road")
+SHORT = ("memory", "text_encoder", "loader", "decoders", "precompute", "train_step", "corruption", "fuzz_videos")
+LONG = ("sampling", "encode", "encode_memory", "exactness", "fuzz_metadata", "plan", "kills", "road")
 GPU = ("gpu",)
 ALL = SHORT + LONG + GPU
 
