@@ -6,10 +6,9 @@ options the results are those of diffusers' `LatteTransformer3DModel` on unpadde
 shapes is in `layers.py`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -38,6 +37,8 @@ TemporalInit = Literal["normal", "zero"]
 Prediction = Literal["velocity", "epsilon", "v"]
 
 DEFAULT_FRAME_INTERVAL_S = 1 / 8
+# Of a kind of blocks: beyond it they would go on uncompiled.
+MOST_COMPILATIONS = 64
 
 
 @dataclass(frozen=True)
@@ -247,13 +248,18 @@ class Transformer(nn.Module):
             assert isinstance(block, Block)
             block.ff.chunk_tokens = tokens
 
-    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile each block alone, at its first call: blocks of a kind share what was compiled, and so do all sizes.
+    def compile_blocks(self, *, any_size: bool) -> None:
+        """Compile each block alone, at its first call: blocks of a kind share what was compiled.
 
-        It changes time, not results beyond rounding; parameters keep their names.
+        any_size: once for all sizes above 1, as training needs, where almost every batch has another length of text;
+        otherwise once for each, so that the last bits of a result do not depend on which sizes came first.
+
+        It changes time, not results beyond rounding; parameters keep their names. `activation_memory` "selective" and
+        chunked MLPs do not go with it: what they choose lies within a block.
         """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_COMPILATIONS)
         for block in (*self.transformer_blocks, *self.temporal_transformer_blocks):
-            block.compile(backend=backend, dynamic=True)
+            block.compile(dynamic=any_size)
 
     def _grid(self, latents: Tensor) -> tuple[int, int]:
         """Patches along height and along width."""

@@ -83,6 +83,8 @@ def _train(
         ranks.print(f"starts from {config.train.init_from}: {report}")
         if report.null_text is not None:
             source = replace(source, null_text=report.null_text)
+    if config.train.compile:
+        model.compile_blocks(any_size=True)
     engine = _engine(config, model, ranks)
     if resumed:
         checkpoint.restore(resumed, engine, progress)

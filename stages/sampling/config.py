@@ -115,6 +115,7 @@ class SampleConfig(DenoiseConfig):
     vae_batch_frames: frames that the VAE decodes at a time, always so many.
     batch_size: samples that run together, always so many: a batch that is not full is filled up. A sample's bits
       depend on it, but not on what else is sampled.
+    compile: torch.compile for the transformer's blocks, once for each length of text and size.
     Sample i of the list has the seed ``seed + i``.
 
     samples_per_prompt: each prompt so many times, one after the other.
@@ -141,6 +142,7 @@ class SampleConfig(DenoiseConfig):
     batch_size: int = 8
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
 
     samples_per_prompt: int = 1
     names: Literal["numbered", "vbench"] = "numbered"

@@ -45,6 +45,8 @@ def denoise_all(
 ) -> torch.Tensor:
     """Normalised latents, [N, C, T, h, w], of which each rank makes a share."""
     model = models.transformer(checkpoint, weights=config.weights).to(models.device, DTYPES[config.precision])
+    if config.compile:
+        model.compile_blocks(any_size=False)
     latents = torch.zeros(len(requests), *shape)
     batches = list(fixed_batches(requests, config.batch_size))[ranks.rank() :: ranks.world()]
     with progress_bar(len(batches) * config.steps, "denoise", "step") as bar:

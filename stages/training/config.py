@@ -32,6 +32,8 @@ class StepConfig:
     count as one rank where batches are divided.
     activation_memory: what is kept for the backward pass, see `models.activations`; mlp_chunk_tokens: the MLPs take so
     many tokens at a time, which lowers what a pair of blocks needs while it goes backward. Neither changes a result.
+    compile: torch.compile for the transformer's blocks, one by one (see `models.transformer`). It changes time and, by
+    what the compiler computes again, memory.
     max_hours: save and leave when the command has run this long; the same command goes on.
     milestone_every: of these checkpoints, multiples of save_every, the weights are kept for ever.
     max_skipped: the run fails when so many steps in a row had a loss or gradient that is not finite.
@@ -48,6 +50,7 @@ class StepConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     activation_memory: ActivationMemory = "none"
     mlp_chunk_tokens: int | None = None
+    compile: bool = False
     caption_dropout: float = 0.1
     init_from: str | None = None
     save_every: int = 1000
@@ -102,6 +105,8 @@ def check(config: TrainConfig, world: int) -> None:
     transformer_config(config)
     check_settings(config.deepspeed)
     settings = config.train
+    if settings.compile:
+        _check_compiled(config)
     if (settings.batch_size is None) == (settings.batch_tokens is None):
         raise ConfigError(
             f"found train.batch_size {settings.batch_size} and train.batch_tokens {settings.batch_tokens}, "
@@ -120,6 +125,21 @@ def check(config: TrainConfig, world: int) -> None:
             f"train.{name}: found {size}, expected a multiple of {share} "
             f"({world} ranks / train.sequence_parallel {settings.sequence_parallel} "
             f"x train.gradient_accumulation {settings.gradient_accumulation})"
+        )
+
+
+def _check_compiled(config: TrainConfig) -> None:
+    settings, zero = config.train, config.deepspeed.get("zero_optimization", {"stage": 1})
+    if zero["stage"] == 3:
+        raise ConfigError(
+            "train.compile: found true, expected false with deepspeed.zero_optimization.stage 3: it fetches weights "
+            "within the blocks, which a compiled block has no place for; take stage 1 or 2"
+        )
+    if settings.activation_memory == "selective" or settings.mlp_chunk_tokens:
+        raise ConfigError(
+            f"train.compile: found true with train.activation_memory={settings.activation_memory} and "
+            f"train.mlp_chunk_tokens={settings.mlp_chunk_tokens or 'null'}, expected another than selective and null: "
+            "what they choose lies within a block, where the compiler chooses itself"
         )
 
 

@@ -2,10 +2,14 @@
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.loading import load_transformer
 from models.text import TextEncoder
@@ -60,3 +64,22 @@ def test_models_take_turns_and_are_loaded_as_asked(tmp_path: Path) -> None:
     )  # fmt: skip
     assert list(loaded) == ["text", "transformer", "vae"]
     assert asked["text"] == ("cpu", torch.bfloat16, 120) and asked["vae"] == (torch.device("cpu"), 1)
+
+
+def test_compiled_blocks_make_the_same_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as torch.compile traces it, but run by PyTorch's own kernels: a C++ compiler takes minutes."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    torch._dynamo.reset()
+    config = SampleConfig(
+        text_prompt="a ball", ckpt=str(small_run(tmp_path / "run")), height=32, width=32, frames=2, steps=1,
+        batch_size=1, formats=("latents",),
+    )  # fmt: skip
+    made, graphs = [], []
+    for compiled in (False, True):
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        folder = tmp_path / f"compiled-{compiled}"
+        sample(replace(config, output=str(folder), compile=compiled), Models(torch.device("cpu")))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
+        made.append(load_file(folder / "latents.safetensors")["latents"])
+    assert graphs == [0, 2]  # a spatial and a temporal block
+    torch.testing.assert_close(made[1], made[0], rtol=0, atol=2**-9)  # two roundings to float16
