@@ -9,7 +9,7 @@ from models.weights import read_info
 from stages.errors import ConfigError
 from stages.output import output_folder, save_settings, save_summary
 from stages.sampling import ranks
-from stages.sampling.checkpoint import check_sampler, choose_checkpoint, latent_shape, require_same
+from stages.sampling.checkpoint import check_ranks, check_sampler, choose_checkpoint, latent_shape, require_same
 from stages.sampling.config import GivenConfig, SampleConfig
 from stages.sampling.files import file_stems, write_samples
 from stages.sampling.generate import generate
@@ -80,6 +80,7 @@ def describe(config: SampleConfig) -> str:
     info = read_info(checkpoint)
     shape = latent_shape(config, info)
     check_sampler(config, info)
+    check_ranks(config, info)
     for given in of_each["given"].of_each(len(prompts)):
         given_frames(given, shape[1], info)
     return f"{len(prompts)} videos of latents {list(shape)} from {checkpoint}, {config.steps} steps each"
