@@ -14,11 +14,9 @@ from stages.sampling.checkpoint import check_models, check_ranks, check_sampler,
 from stages.sampling.config import SampleConfig
 from stages.sampling.denoise import Given, Request, denoise
 from stages.sampling.given import encode_given, given_frames
-from stages.sampling.models import Models
+from stages.sampling.models import DTYPES, Models
 from stages.sampling.prompts import one_each
 from stages.sampling.sampled_latents import SampledLatents
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models: Models) -> SampledLatents:

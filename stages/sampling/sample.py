@@ -14,6 +14,7 @@ from stages.sampling.config import GivenConfig, SampleConfig
 from stages.sampling.files import file_stems, write_samples
 from stages.sampling.generate import generate
 from stages.sampling.given import given_frames
+from stages.sampling.memory import peak_of
 from stages.sampling.models import Models
 from stages.sampling.prompts import one_each, read_prompts
 from stages.sampling.record import check_hash, checkpoint_hash
@@ -70,7 +71,7 @@ def read_latents(config: SampleConfig) -> SampledLatents:
 
 
 def describe(config: SampleConfig) -> str:
-    """What ``sample`` would do, in a line."""
+    """What ``sample`` would do, in a line or two."""
     if from_latents(config):
         samples = read_latents(config)
         return f"{len(samples.prompts)} videos of latents {list(samples.latents.shape[1:])} from {config.latents}"
@@ -83,7 +84,10 @@ def describe(config: SampleConfig) -> str:
     check_ranks(config, info)
     for given in of_each["given"].of_each(len(prompts)):
         given_frames(given, shape[1], info)
-    return f"{len(prompts)} videos of latents {list(shape)} from {checkpoint}, {config.steps} steps each"
+    return (
+        f"{len(prompts)} videos of latents {list(shape)} from {checkpoint}, {config.steps} steps each\n"
+        f"{peak_of(config, info, shape)}"
+    )
 
 
 def _repeated(config: SampleConfig) -> tuple[list[str], dict[str, Any]]:
