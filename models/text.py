@@ -126,6 +126,13 @@ def text_encoder_identity(name: str, max_tokens: int = 120) -> dict[str, Any]:
     }
 
 
+def text_encoder_parameters(name: str) -> int:
+    """How many numbers its weights are, found without loading them."""
+    config = AutoConfig.from_pretrained(resolve_model(name, "text_encoder"), local_files_only=True)
+    with torch.device("meta"):
+        return T5EncoderModel(config).num_parameters()
+
+
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -159,11 +159,7 @@ def vae_identity(name: str) -> dict[str, Any]:
     one by one), ``scaling_factor`` and ``shift_factor`` (None for none). Raises WeightsError as ``load`` does.
     """
     folder = resolve_model(name, "vae")
-    written = AutoencoderKL.load_config(folder)
-    if written.get("_class_name") != AutoencoderKL.__name__:
-        raise WeightsError(f"{folder / CONFIG_NAME} describes {written.get('_class_name')}; expected AutoencoderKL")
-    with torch.device("meta"):  # no memory: only to complete an old config by the class's defaults
-        config = AutoencoderKL.from_config(written).config
+    config = empty_vae(name).config
     return {
         "weights_hash": weights_hash(folder),
         "class": AutoencoderKL.__name__,
@@ -173,6 +169,16 @@ def vae_identity(name: str) -> dict[str, Any]:
         "scaling_factor": config["scaling_factor"],
         "shift_factor": config["shift_factor"],
     }
+
+
+def empty_vae(name: str) -> AutoencoderKL:
+    """The network without its weights, an old config completed by defaults; raises WeightsError as ``load`` does."""
+    folder = resolve_model(name, "vae")
+    written = AutoencoderKL.load_config(folder)
+    if written.get("_class_name") != AutoencoderKL.__name__:
+        raise WeightsError(f"{folder / CONFIG_NAME} describes {written.get('_class_name')}; expected AutoencoderKL")
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(written)
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> AutoencoderKL:

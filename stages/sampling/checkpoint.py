@@ -10,6 +10,7 @@ from models.vae import vae_identity
 from models.weights import CheckpointInfo, find_checkpoint
 from shards.schema import Bucket
 from stages.errors import ConfigError
+from stages.sampling import ranks
 from stages.sampling.config import SampleConfig
 
 
@@ -51,6 +52,18 @@ def check_sampler(config: SampleConfig, info: CheckpointInfo) -> None:
         raise ConfigError(str(error)) from None
     if config.sampler == "iddpm" and info.transformer.out_channels != 2 * info.vae["latent_channels"]:
         raise ConfigError("sampler: found 'iddpm', which needs a model with a learned variance; this one has none")
+
+
+def check_ranks(config: SampleConfig, info: CheckpointInfo) -> None:
+    """Raises ConfigError where the ranks that run cannot share videos so."""
+    sharing, world = config.sequence_parallel, ranks.world()
+    if world % sharing:
+        raise ConfigError(f"sequence_parallel: found {sharing}, expected a divisor of the {world} ranks that run")
+    if sharing > 1 and info.transformer.temporal_attention == "full":
+        raise ConfigError(
+            f"sequence_parallel: found {sharing}, expected 1 for a checkpoint with temporal_attention=full: it needs "
+            "all places of all frames at once"
+        )
 
 
 def check_models(path: str, info: CheckpointInfo) -> None:

@@ -116,6 +116,7 @@ class SampleConfig(DenoiseConfig):
     batch_size: samples that run together, always so many: a batch that is not full is filled up. A sample's bits
       depend on it, but not on what else is sampled.
     compile: torch.compile for the transformer's blocks, once for each length of text and size.
+    sequence_parallel: ranks that share each batch of samples, a divisor of all ranks.
     Sample i of the list has the seed ``seed + i``.
 
     samples_per_prompt: each prompt so many times, one after the other.
@@ -140,6 +141,7 @@ class SampleConfig(DenoiseConfig):
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     vae_batch_frames: int = 8
     batch_size: int = 8
+    sequence_parallel: int = 1
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
@@ -152,7 +154,7 @@ class SampleConfig(DenoiseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "height", "width", "frames", "batch_size", "vae_batch_frames")
+        at_least(self, 1, "height", "width", "frames", "batch_size", "sequence_parallel", "vae_batch_frames")
         at_least(self, 0, "seed")
         if self.seed >= 2**63:
             raise ValueError(f"seed: found {self.seed}, expected less than 2**63")

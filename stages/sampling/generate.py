@@ -10,15 +10,13 @@ from models.latents import LatentStats
 from models.weights import CheckpointInfo, read_info, read_null_text
 from stages.output import progress_bar
 from stages.sampling import ranks
-from stages.sampling.checkpoint import check_models, check_sampler, latent_shape
+from stages.sampling.checkpoint import check_models, check_ranks, check_sampler, latent_shape
 from stages.sampling.config import SampleConfig
 from stages.sampling.denoise import Given, Request, denoise
 from stages.sampling.given import encode_given, given_frames
-from stages.sampling.models import Models
+from stages.sampling.models import DTYPES, Models
 from stages.sampling.prompts import one_each
 from stages.sampling.sampled_latents import SampledLatents
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models: Models) -> SampledLatents:
@@ -26,6 +24,7 @@ def generate(config: SampleConfig, prompts: list[str], checkpoint: Path, models:
     info = read_info(checkpoint)
     shape = latent_shape(config, info)
     check_sampler(config, info)
+    check_ranks(config, info)
     check_models(config.pretrained_model_path, info)
     given = _encode_given(config, len(prompts), info, shape, models)
     requests = _encode_prompts(config, prompts, checkpoint, info, models)
@@ -43,18 +42,21 @@ def denoise_all(
     shape: tuple[int, int, int, int],
     models: Models,
 ) -> torch.Tensor:
-    """Normalised latents, [N, C, T, h, w], of which each rank makes a share."""
+    """Normalised latents, [N, C, T, h, w], of which each rank, or group of ranks, makes a share."""
     model = models.transformer(checkpoint, weights=config.weights).to(models.device, DTYPES[config.precision])
     if config.compile:
         model.compile_blocks(any_size=False)
+    sharing = config.sequence_parallel
+    model.shard_sequence(ranks.sequence_group(sharing))
     latents = torch.zeros(len(requests), *shape)
-    batches = list(fixed_batches(requests, config.batch_size))[ranks.rank() :: ranks.world()]
+    batches = list(fixed_batches(requests, config.batch_size))[ranks.rank() // sharing :: ranks.world() // sharing]
     with progress_bar(len(batches) * config.steps, "denoise", "step") as bar:
         for batch in batches:
             filled = [requests[number] for number in batch]
             filled += filled[-1:] * (config.batch_size - len(batch))
             made = denoise(model, info, filled, shape, config, on_step=bar.update)
-            latents[list(batch)] = made[: len(batch)].cpu()
+            if ranks.rank() % sharing == 0:  # the others of a group have made the same
+                latents[list(batch)] = made[: len(batch)].cpu()
     return ranks.summed(latents)
 
 

@@ -12,6 +12,8 @@ from models.transformer import Transformer
 from models.vae import FrozenVAE
 from stages.sampling import ranks
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class Models:

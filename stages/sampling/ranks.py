@@ -6,6 +6,7 @@ Only where there are several is DeepSpeed loaded, which joins them as in trainin
 import os
 
 import torch
+import torch.distributed as dist
 
 
 def rank() -> int:
@@ -23,6 +24,15 @@ def join() -> torch.device:
 
         return start_ranks().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def sequence_group(ranks_a_video: int) -> dist.ProcessGroup | None:
+    """The neighbouring ranks, so many with this one, that share a video; None for one. Every process must call."""
+    if ranks_a_video == 1:
+        return None
+    from stages.engine import sequence_group
+
+    return sequence_group(ranks_a_video)
 
 
 def summed(tensor: torch.Tensor) -> torch.Tensor:

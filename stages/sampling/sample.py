@@ -9,11 +9,12 @@ from models.weights import read_info
 from stages.errors import ConfigError
 from stages.output import output_folder, save_settings, save_summary
 from stages.sampling import ranks
-from stages.sampling.checkpoint import check_sampler, choose_checkpoint, latent_shape, require_same
+from stages.sampling.checkpoint import check_ranks, check_sampler, choose_checkpoint, latent_shape, require_same
 from stages.sampling.config import GivenConfig, SampleConfig
 from stages.sampling.files import file_stems, write_samples
 from stages.sampling.generate import generate
 from stages.sampling.given import given_frames
+from stages.sampling.memory import peak_of
 from stages.sampling.models import Models
 from stages.sampling.prompts import one_each, read_prompts
 from stages.sampling.record import check_hash, checkpoint_hash
@@ -70,7 +71,7 @@ def read_latents(config: SampleConfig) -> SampledLatents:
 
 
 def describe(config: SampleConfig) -> str:
-    """What ``sample`` would do, in a line."""
+    """What ``sample`` would do, in a line or two."""
     if from_latents(config):
         samples = read_latents(config)
         return f"{len(samples.prompts)} videos of latents {list(samples.latents.shape[1:])} from {config.latents}"
@@ -80,9 +81,13 @@ def describe(config: SampleConfig) -> str:
     info = read_info(checkpoint)
     shape = latent_shape(config, info)
     check_sampler(config, info)
+    check_ranks(config, info)
     for given in of_each["given"].of_each(len(prompts)):
         given_frames(given, shape[1], info)
-    return f"{len(prompts)} videos of latents {list(shape)} from {checkpoint}, {config.steps} steps each"
+    return (
+        f"{len(prompts)} videos of latents {list(shape)} from {checkpoint}, {config.steps} steps each\n"
+        f"{peak_of(config, info, shape)}"
+    )
 
 
 def _repeated(config: SampleConfig) -> tuple[list[str], dict[str, Any]]:

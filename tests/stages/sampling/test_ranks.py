@@ -1,12 +1,21 @@
-"""Samples spread over ranks: the same files as those of one process."""
+"""Samples spread over ranks, and shared by ranks: the same files as those of one process, or the same latents."""
 
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
+
+from models.weights import CheckpointInfo, find_checkpoint, read_info
+from stages.errors import ConfigError
+from stages.sampling.checkpoint import check_ranks
+from stages.sampling.config import SampleConfig
 from tests.end_to_end.conftest import ROOT, run
-from tests.stages.small_run import small_run
+from tests.stages.sampling.sequence_run import FRAMES, RANKS
+from tests.stages.small_run import CONFIG, small_run
 
 PROMPTS = "text_prompt=[a ball, a cube, a rather long prompt of a blue square that moves up and up, a star, a moon]"
 
@@ -26,3 +35,42 @@ def test_two_ranks_make_the_files_of_one(tmp_path: Path) -> None:
         assert one[name].read_bytes() == two[name].read_bytes(), name
     assert len(json.loads(two["summary.json"].read_text())["samples"]) == 5
     assert told.count("5 videos from") == 1
+
+
+def test_ranks_that_share_each_video_make_the_latents_of_one(tmp_path: Path) -> None:
+    source = small_run(tmp_path / "run")
+    run(sys.executable, Path(__file__).with_name("sequence_run.py"), source, tmp_path)
+    expected, whole = torch.load(tmp_path / "1-0.pt")
+    assert whole == {(4, FRAMES)} and expected.std() > 0.1  # two samples and their null branches
+    for rank in range(RANKS):
+        latents, seen = torch.load(tmp_path / f"{RANKS}-{rank}.pt")
+        torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+        assert seen == {(4, 2 + rank % 2)}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sharing", "changes", "message"),
+    [
+        (1, 2, {}, "sequence_parallel: found 2, expected a divisor of the 1 ranks"),
+        (4, 3, {}, "found 3, expected a divisor of the 4 ranks"),
+        (4, 2, {"temporal_attention": "full"}, "expected 1 for a checkpoint with temporal_attention=full"),
+        (4, 2, {}, None),
+        (4, 1, {"temporal_attention": "full"}, None),
+    ],
+)
+def test_what_ranks_cannot_share_is_refused(
+    ranks: int, sharing: int, changes: dict, message: str | None, info: CheckpointInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    config, info = SampleConfig(sequence_parallel=sharing), replace(info, transformer=replace(CONFIG, **changes))
+    if message is None:
+        check_ranks(config, info)
+        return
+    with pytest.raises(ConfigError) as error:
+        check_ranks(config, info)
+    assert message in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def info(tmp_path_factory: pytest.TempPathFactory) -> CheckpointInfo:
+    return read_info(find_checkpoint(str(small_run(tmp_path_factory.mktemp("small") / "run"))))
