@@ -66,23 +66,7 @@ def _train(
     model.shard_sequence(sequence_group(sharing))
     info = _info(config, model, source)
 
-    # Where to start: the newest checkpoint of this run, or other weights, or fresh ones.
-    sizes = source.order.batch_size
-    progress = Progress(0, 0, config.seed, sizes, config.data.window_shards, source.selection_hash)
-    if resumed:
-        settings = settings_text(config)
-        progress = checkpoint.resume_point(resumed, progress, info, settings)
-        changed = checkpoint.changed_settings(resumed, settings)
-        if changed:
-            ranks.print(f"{folder} goes on with other settings than before: {changed}")
-        load_into(model, resumed, "model")
-        embedding, mask = read_null_text(resumed)
-        source = replace(source, null_text=embedding[mask])
-    elif config.train.init_from:
-        report = start_from(config.train.init_from, model, source.vae, source.text_encoder)
-        ranks.print(f"starts from {config.train.init_from}: {report}")
-        if report.null_text is not None:
-            source = replace(source, null_text=report.null_text)
+    progress, source = _begin(config, resumed, model, source, info, ranks)
     if config.train.compile:
         model.compile_blocks(any_size=True)
     engine = _engine(config, model, ranks)
@@ -117,6 +101,32 @@ def _train(
             save_summary(folder, summary)
         log.close()
     return summary
+
+
+def _begin(
+    config: TrainConfig, resumed: Path | None, model: Transformer, source: Source, info: CheckpointInfo, ranks: Ranks
+) -> tuple[Progress, Source]:
+    """Gives the model the weights of the newest checkpoint of this run, or of ``train.init_from``, or leaves it fresh.
+
+    Returns how far the run has come, and its source with the empty caption that goes with the weights.
+    """
+    sizes = source.order.batch_size
+    progress = Progress(0, 0, config.seed, sizes, config.data.window_shards, source.selection_hash)
+    null_text: torch.Tensor | None = None
+    if resumed:
+        settings = settings_text(config)
+        progress = checkpoint.resume_point(resumed, progress, info, settings)
+        changed = checkpoint.changed_settings(resumed, settings)
+        if changed:
+            ranks.print(f"{config.output} goes on with other settings than before: {changed}")
+        load_into(model, resumed, "model")
+        embedding, mask = read_null_text(resumed)
+        null_text = embedding[mask]
+    elif config.train.init_from:
+        report = start_from(config.train.init_from, model, source.vae, source.text_encoder)
+        ranks.print(f"starts from {config.train.init_from}: {report}")
+        null_text = report.null_text
+    return progress, source if null_text is None else replace(source, null_text=null_text)
 
 
 def _engine(config: TrainConfig, model: Transformer, ranks: Ranks) -> Engine:
