@@ -12,16 +12,19 @@ import torch
 from shards.loader import DataConfig
 from stages.train import train
 from stages.training.config import StepConfig, TrainConfig
+from stages.training.optimizer import OptimizerConfig
 from tests.stages.training.mixed_dataset import mixed_dataset
 
-STEPS = 3
+STEPS = 4
 
 
 def run(output: Path, shards: Path, compiled: bool) -> None:
     """Of single frames, as other numbers of them would be compiled too."""
     settings = StepConfig(steps=STEPS, batch_size=4, precision="fp32", compile=compiled, log_every=1)
     data = DataConfig(shards=str(shards), subclip_frames=(1,))
-    train(TrainConfig(output=str(output), data=data, model={"preset": "tiny", "num_layers": 1}, train=settings))
+    model = {"preset": "tiny", "num_layers": 1}
+    optimizer = OptimizerConfig(lr=1e-2, warmup_steps=1)  # the blocks have no gradient until the output has moved
+    train(TrainConfig(output=str(output), data=data, model=model, train=settings, optimizer=optimizer))
 
 
 if __name__ == "__main__":
