@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from models.errors import WeightsError
 from models.source import CONFIG_NAME, resolve_model, weights_hash
+from models.vae_bands import decode_in_bands
 
 MOST_SIZES = 64
 """Of frames, that a process can compile an encoder for."""
@@ -31,7 +32,7 @@ class FrozenVAE:
 
     ``identity`` is what a dataset records of it: see ``vae_identity``. ``channels_last`` and ``compiled`` choose other
     kernels, which round in another order: the layout of pictures in memory, and torch.compile for the encoder, once
-    for each size of frames.
+    for each size of frames. ``band_rows`` bounds the memory of a decode: see `models.vae_bands`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class FrozenVAE:
         *,
         channels_last: bool = False,
         compiled: bool = False,
+        band_rows: int | None = None,
     ):
         if batch_frames < 1:
             raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
@@ -51,6 +53,8 @@ class FrozenVAE:
             # One compilation for any size would make the bytes depend on which sizes came first.
             model.encoder.compile(dynamic=False, fullgraph=True)
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SIZES)
+        if band_rows is not None:
+            decode_in_bands(model.decoder, band_rows)
         self.batch_frames = batch_frames
         self.identity = identity
 
@@ -64,12 +68,13 @@ class FrozenVAE:
         *,
         channels_last: bool = False,
         compiled: bool = False,
+        band_rows: int | None = None,
     ) -> "FrozenVAE":
         """Load ``tiny``, a folder or a hub id; WeightsError when it is absent or not a whole AutoencoderKL."""
         folder = resolve_model(name, "vae")
         identity = vae_identity(name)
         model = _load_model(folder, dtype).to(device)
-        return cls(model, identity, batch_frames, channels_last=channels_last, compiled=compiled)
+        return cls(model, identity, batch_frames, channels_last=channels_last, compiled=compiled, band_rows=band_rows)
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """The posterior's mean of each frame: uint8 [N, H, W, 3] -> float32 [N, C, h, w], unscaled."""

@@ -112,7 +112,8 @@ class SampleConfig(DenoiseConfig):
     negative_prompt: what guidance leads away from, one for all prompts or a list of one for each; empty, it is the
       empty caption that the checkpoint was trained with.
     given: frames that are not made.
-    vae_batch_frames: frames that the VAE decodes at a time, always so many.
+    vae_batch_frames: frames that the VAE decodes at a time, always so many. vae_band_rows: of these, rows that each of
+      its layers takes at a time, for pictures that do not fit (see `models.vae_bands`).
     batch_size: samples that run together, always so many: a batch that is not full is filled up. A sample's bits
       depend on it, but not on what else is sampled.
     compile: torch.compile for the transformer's blocks, once for each length of text and size.
@@ -140,6 +141,7 @@ class SampleConfig(DenoiseConfig):
     given: GivenConfig = field(default_factory=GivenConfig)
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     vae_batch_frames: int = 8
+    vae_band_rows: int | None = None
     batch_size: int = 8
     sequence_parallel: int = 1
     weights: Literal["ema", "model"] = "ema"
@@ -154,7 +156,8 @@ class SampleConfig(DenoiseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "height", "width", "frames", "batch_size", "sequence_parallel", "vae_batch_frames")
+        at_least(self, 1, "height", "width", "frames", "batch_size", "sequence_parallel")
+        at_least(self, 1, "vae_batch_frames", "vae_band_rows")
         at_least(self, 0, "seed")
         if self.seed >= 2**63:
             raise ValueError(f"seed: found {self.seed}, expected less than 2**63")

@@ -63,7 +63,12 @@ def write_samples(
     files = [f"{stem}.{shown[0]}" for stem in stems]
     for folder in {(output / stem).parent for stem in stems}:
         output_folder(str(folder))
-    vae = models.vae(config.pretrained_model_path, models.device, batch_frames=config.vae_batch_frames)
+    vae = models.vae(
+        config.pretrained_model_path,
+        models.device,
+        batch_frames=config.vae_batch_frames,
+        band_rows=config.vae_band_rows,
+    )
     rows: list[np.ndarray] = []
     mine = range(ranks.rank(), len(stems), ranks.world())
     in_sheet = range(min(SHEET_ROWS, len(stems)) if ranks.rank() == 0 else 0)

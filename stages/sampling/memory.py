@@ -63,7 +63,9 @@ def _transformer(config: SampleConfig, info: CheckpointInfo, shape: tuple[int, i
 
 def _vae(config: SampleConfig, shape: tuple[int, int, int, int]) -> Turn:
     vae, size = empty_vae(config.pretrained_model_path), torch.float32.itemsize
-    numbers = config.vae_batch_frames * decode_numbers(vae.config["block_out_channels"], *shape[2:])
+    numbers = config.vae_batch_frames * decode_numbers(
+        vae.config["block_out_channels"], *shape[2:], config.vae_band_rows
+    )
     return Turn("VAE", vae.num_parameters() * size, numbers * size, f"for {config.vae_batch_frames} frames")
 
 
@@ -74,12 +76,15 @@ def forward_numbers(model: TransformerConfig, rows: int, tokens: int, text_token
     return rows * (block + text_tokens * (model.text_dim + 2 * model.num_layers * model.width))
 
 
-def decode_numbers(channels: Sequence[int], height: int, width: int) -> int:
+def decode_numbers(channels: Sequence[int], height: int, width: int, band_rows: int | None = None) -> int:
     """Of the VAE's decoder with these ``block_out_channels``, for one frame of latents, at their most."""
     levels = range(len(channels))  # from that of the pixels down to that of the latents
-    pixels = height * width * 4 ** levels[-1]
     blocks = [MID_BLOCK * channels[-1] * height * width]
     for level in levels:
         inner, outer = channels[min(level + 1, levels[-1])], channels[level]
-        blocks.append(max(3 * inner, inner + 4 * outer) * pixels // 4**level)  # at a resnet's beginning, at its end
+        rows, columns = (side * 2 ** (levels[-1] - level) for side in (height, width))
+        if band_rows is None:
+            blocks.append(max(3 * inner, inner + 4 * outer) * rows * columns)  # at a resnet's beginning, at its end
+        else:  # a band and the rows beside it, with zeros at the edges, and what becomes of it
+            blocks.append(3 * inner * (min(band_rows, rows) + 2) * columns)
     return max(blocks)

@@ -57,13 +57,13 @@ def test_models_take_turns_and_are_loaded_as_asked(tmp_path: Path) -> None:
     sample(
         SampleConfig(
             text_prompt="a ball", ckpt=str(small_run(tmp_path / "run")), output=str(tmp_path / "out"), height=32,
-            width=32, frames=2, steps=1, batch_size=1, vae_batch_frames=1, formats=("png",),
+            width=32, frames=2, steps=1, batch_size=1, vae_batch_frames=1, vae_band_rows=8, formats=("png",),
             text_encoder=TextEncoderConfig("bf16", "cpu"),
         ),
         models,
     )  # fmt: skip
     assert list(loaded) == ["text", "transformer", "vae"]
-    assert asked["text"] == ("cpu", torch.bfloat16, 120) and asked["vae"] == (torch.device("cpu"), 1)
+    assert asked["text"] == ("cpu", torch.bfloat16, 120) and asked["vae"] == (torch.device("cpu"), 1, 8)
 
 
 def test_compiled_blocks_make_the_same_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,3 +85,11 @@ def test_the_largest_of_the_models_is_the_peak(
 def test_a_dry_run_tells_it(tmp_path: Path) -> None:
     told = describe(SampleConfig(text_prompt="a ball", ckpt=str(small_run(tmp_path / "run")), steps=2))
     assert "by arithmetic 0.0" in told.splitlines()[1]
+
+
+def test_a_decode_in_bands_is_bounded_by_the_band_and_the_middle() -> None:
+    """By hand, of 1024² pixels: three tensors of the upsampled 256 channels; eight of the middle's 512 on 128²."""
+    channels = (128, 256, 512, 512)
+    assert decode_numbers(channels, 128, 128) == 3 * 256 * 1024**2
+    assert decode_numbers(channels, 128, 128, band_rows=128) == 3 * 256 * 130 * 1024
+    assert decode_numbers(channels, 128, 128, band_rows=16) == 8 * 512 * 128**2
