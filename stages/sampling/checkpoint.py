@@ -64,6 +64,11 @@ def check_ranks(config: SampleConfig, info: CheckpointInfo) -> None:
             f"sequence_parallel: found {sharing}, expected 1 for a checkpoint with temporal_attention=full: it needs "
             "all places of all frames at once"
         )
+    if sharing > 1 and config.step_cache is not None:
+        raise ConfigError(
+            f"step_cache: found {config.step_cache:g} with sequence_parallel {sharing}, expected one of them: ranks that "
+            "share a video would have to agree at every step"
+        )
 
 
 def check_models(path: str, info: CheckpointInfo) -> None:

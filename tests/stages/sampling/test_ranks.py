@@ -71,6 +71,13 @@ def test_what_ranks_cannot_share_is_refused(
     assert message in str(error.value)
 
 
+def test_ranks_that_share_a_video_have_no_step_cache(info: CheckpointInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_ranks(SampleConfig(sequence_parallel=1, step_cache=0.1), info)
+    with pytest.raises(ConfigError, match="step_cache: found 0.1 with sequence_parallel 2"):
+        check_ranks(SampleConfig(sequence_parallel=2, step_cache=0.1), info)
+
+
 @pytest.fixture(scope="module")
 def info(tmp_path_factory: pytest.TempPathFactory) -> CheckpointInfo:
     return read_info(find_checkpoint(str(small_run(tmp_path_factory.mktemp("small") / "run"))))
