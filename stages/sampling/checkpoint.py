@@ -66,8 +66,8 @@ def check_ranks(config: SampleConfig, info: CheckpointInfo) -> None:
         )
     if sharing > 1 and config.step_cache is not None:
         raise ConfigError(
-            f"step_cache: found {config.step_cache:g} with sequence_parallel {sharing}, expected one of them: ranks that "
-            "share a video would have to agree at every step"
+            f"step_cache: found {config.step_cache:g} with sequence_parallel {sharing}, expected one of them: ranks "
+            "that share a video would have to agree at every step"
         )
 
 
