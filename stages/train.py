@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from models.flops import count_flops, peak_flops_per_s
 from models.loading import load_into
 from models.objective import make_objective
 from models.transformer import Transformer
 from models.weights import CheckpointInfo, read_null_text
+from shards.schema import LATENTS
 from stages.engine import Engine, Ranks, check_shared, from_main, sequence_group, start_ranks
 from stages.output import output_folder, save_settings, save_summary, settings_text
 from stages.training import checkpoint
@@ -24,6 +26,8 @@ from stages.training.runlog import RunLog
 from stages.training.source import Source, batches_of, node_tables, open_held_out, open_prompts, open_source
 from stages.training.start import start_from
 from stages.training.stopping import StopRequests
+
+USUAL_MFU = 0.4  # assumed for estimates: what is reached is in metrics.jsonl
 
 
 def build_model(config: TrainConfig, source: Source) -> Transformer:
@@ -192,6 +196,23 @@ def describe(config: TrainConfig, world: int) -> str:
         f"{parameters / 1e6:.2f} M parameters that predict {config.objective.prediction}; {epoch} samples, "
         f"{passes:.1f} passes over them, {held_out.samples if held_out else 0} held-out samples; {batches_of(source)}"
         f"{f'; {prompts}' if prompts else ''}\n"
+        f"{_work(config, source, model, world)}\n"
         f"checkpoints of {parameters * 16 / 1e9:.2f} GB, the newest {config.train.keep_last} kept; "
         f"{peak_of(steps, states, room_bytes(world))}"
     )
+
+
+def _work(config: TrainConfig, source: Source, model: Transformer, world: int) -> str:
+    """The arithmetic of the whole run, and how long this kind of device takes for it."""
+    column = next(iter(config.data.text_columns()))
+    flops = 0
+    for bucket, samples in source.order.samples_before(config.train.steps).items():
+        frames, _, height, width = source.dataset.shapes(bucket, LATENTS)[0].tolist()
+        text_tokens = round(samples * float(source.dataset.shapes(bucket, column)[:, 0].mean()))
+        flops += count_flops(model.config, samples, frames, height, width, text_tokens).training
+    told = f"{flops / 1e15:,.3g} PFLOP of matrix products"
+    peak = peak_flops_per_s(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if peak is None:
+        return f"{told}; what this device can do of them a second is not known, nor then the hours"
+    hours = flops / (USUAL_MFU * peak * world) / 3600
+    return f"{told}: {hours:,.3g} hours on {world} GPUs at {USUAL_MFU:.0%} of this one's {peak / 1e12:,.0f} TFLOP/s"

@@ -1,5 +1,6 @@
 """What a step takes where pictures and clips are mixed, and where a budget of tokens sets the batches."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -7,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from models.flops import count_flops
 from models.flow import FlowConfig, RectifiedFlow
 from models.latents import LatentStats
 from shards.errors import DatasetError
 from shards.loader import DataConfig
 from stages.errors import ConfigError
-from stages.train import describe
-from stages.training.config import StepConfig, TrainConfig, check
+from stages.train import build_model, describe
+from stages.training.config import StepConfig, TrainConfig, check, settled
 from stages.training.loss import LatentLoss
 from stages.training.source import open_source
 from tests.stages.training.mixed_dataset import COUNTS, VAE, mixed_dataset
@@ -42,6 +44,22 @@ def test_a_budget_of_tokens_gives_pictures_large_batches(shards: Path) -> None:
     assert same.order.batch_size == dict.fromkeys(TOKENS, 4)
     told = describe(config(shards), 1)
     assert "72 of 64x64x1 (1152 tokens)" in told and "8 of 64x64x8 (1024 tokens)" in told
+
+
+def test_a_dry_run_tells_the_hours_on_a_known_device(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(config(shards))
+    network = build_model(settled(config(shards), None), source).config
+    flops = sum(
+        count_flops(network, len(batch.keys), *batch.latent_shape, int(batch.text_mask.sum())).training
+        for batch in source.loader.batches(0, 40)
+    )
+    assert "is not known" in describe(config(shards), 1)
+    monkeypatch.setattr("stages.train.peak_flops_per_s", lambda device: 1e9)
+    told = describe(config(shards), 2)
+    found = re.search(r"([\d.]+) PFLOP of .*: ([\d.]+) hours on 2 GPUs at 40% of", told)
+    assert found, told
+    assert float(found[1]) == pytest.approx(flops / 1e15, rel=0.02)
+    assert float(found[2]) == pytest.approx(flops / (0.4 * 1e9 * 2) / 3600, rel=0.02)
 
 
 def test_the_samples_of_a_step_do_not_depend_on_the_number_of_ranks(shards: Path) -> None:
