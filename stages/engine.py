@@ -142,6 +142,13 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
+def from_all(value: Any) -> list[Any]:
+    """The value of each rank, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def barrier() -> None:
     dist.barrier()
 

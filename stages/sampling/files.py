@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from shards import storage
+from stages.animation import write_animation
 from stages.contact_sheet import contact_sheet
 from stages.errors import ConfigError
 from stages.output import output_folder, progress_bar
@@ -16,7 +17,7 @@ from stages.sampling.models import Models
 from stages.sampling.prompts import slug
 from stages.sampling.record import tags
 from stages.sampling.sampled_latents import SampledLatents
-from stages.video import write_animation, write_mp4
+from stages.video import write_mp4
 
 SHEET_ROWS = 24
 LATENTS_FILE = "latents.safetensors"

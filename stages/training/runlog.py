@@ -18,8 +18,8 @@ from models.flops import count_flops, peak_flops_per_s
 from models.transformer import TransformerConfig
 from shards import storage
 from shards.loader import Batch
+from stages.animation import encode_animation
 from stages.errors import WorkError
-from stages.video import encode_animation
 
 
 def peak_memory_gb() -> float:

@@ -1,9 +1,7 @@
 """The data of a run."""
 
-import platform
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from shards.loader import Loader, selection_hash
 from shards.node_tables import NodeTables, Share, own_table
 from shards.order import SampleOrder, batch_sizes
 from shards.schema import LATENTS
-from stages.engine import Ranks, barrier, from_main
+from stages.engine import Ranks, barrier, from_all
 from stages.errors import ConfigError
 from stages.training.config import StepConfig, TrainConfig, transformer_config
 from stages.training.held_out import training_filter
@@ -46,10 +44,9 @@ def node_tables(ranks: Ranks) -> Iterator[Share]:
     if ranks.world == 1:
         yield own_table
         return
-    folder = Path(tempfile.gettempdir()) / f"wisesora-{from_main(uuid.uuid4().hex)}-{platform.node()}"
     first = ranks.node_rank == 0
-    if first:
-        folder.mkdir()
+    own = tempfile.mkdtemp(prefix="wisesora-") if first else ""
+    folder = Path(from_all(own)[ranks.rank - ranks.node_rank])  # the ranks of a node follow each other
     try:
         yield NodeTables(folder, barrier, first=first)
     finally:

@@ -25,7 +25,7 @@ BFLOAT16 = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    model(*inputs(shape=(3, 4, 6)), size=SIZE).float().square().mean().backward()
+    model(*inputs(shape=(3, 4, 6)), size=SIZE).double().square().mean().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -73,13 +73,13 @@ def test_frozen_weights_change_no_gradient_of_the_others(trained: str, everythin
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_an_mlp_in_chunks_gives_the_same_up_to_rounding(policy: ActivationMemory) -> None:
-    model, chunked = random_transformer(), random_transformer()
+    model, chunked = random_transformer().double(), random_transformer().double()
     chunked.activation_memory = policy
     chunked.chunk_mlp(7)  # of which the last has fewer
     expected, found = gradients(model), gradients(chunked)
     scale = max(gradient.abs().max() for gradient in expected.values())
     assert any(not torch.equal(found[name], expected[name]) for name in found), "nothing was cut into chunks"
-    assert all((found[name] - expected[name]).abs().max() <= 1e-6 * scale for name in expected)
+    assert all((found[name] - expected[name]).abs().max() <= 1e-13 * scale for name in expected)
 
 
 def test_latte_has_the_same_gradients_and_keeps_more_bytes() -> None:

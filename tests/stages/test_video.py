@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.video import read_tags, write_animation, write_mp4
+from stages.animation import write_animation
+from stages.video import read_tags, write_mp4
 
 RNG = np.random.default_rng(0)
 CLIP = RNG.integers(0, 256, (7, 32, 48, 3), dtype=np.uint8)
