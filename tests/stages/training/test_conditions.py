@@ -32,7 +32,7 @@ def test_a_network_is_told_the_size_in_pixels_and_the_time_between_frames(told: 
     else:
         info = CheckpointInfo(0, model.config, ObjectiveConfig("velocity"), {"spatial_factor": 8}, {}, 1 / 24, ())
         denoise(model, info, [Request(torch.zeros(2, 64), NULL_TEXT, 0)], SHAPE, DenoiseConfig(steps=1))
-    assert calls == [{"size": (48, 80), "frame_interval_s": 1 / 24}]
+    assert [(named["size"], named["frame_interval_s"]) for named in calls] == [((48, 80), 1 / 24)]
 
 
 def _loss(model: Transformer) -> None:
