@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 # The demo's batch of 16 needs a power of two: of the GPUs, or two CPU ranks on a machine without.
 GPUS := $(shell nvidia-smi -L 2>/dev/null | wc -l)
 RANKS ?= $(shell for n in 16 8 4 2 1; do [ $$n -le $(GPUS) ] && echo $$n && exit; done; echo 2)
-# The tensors of the demo are small: more threads than one a process only wait for each other.
-demo: export OMP_NUM_THREADS = 1
+# The tensors of tests and demo are small: more threads than one a process only wait for each other.
+test demo: export OMP_NUM_THREADS = 1
 
 .PHONY: setup check test demo tiny
 

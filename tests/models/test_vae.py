@@ -105,14 +105,15 @@ def test_other_kernels_give_the_same_latents_but_for_rounding_at_any_number_of_s
 ):
     """Traced as torch.compile traces it, but run by PyTorch's own kernels: a C++ compiler takes minutes."""
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    plain = FrozenVAE.load(str(odd_vae), batch_frames=4)
-    other = FrozenVAE.load(str(odd_vae), batch_frames=4, channels_last=True, compiled=True)
-    for width in (8, 16, 48):
-        frames = FRAMES[:, :, :width]
-        latents = other.encode(frames)
-        np.testing.assert_allclose(latents, plain.encode(frames), atol=1e-5)
-        np.testing.assert_array_equal(other.encode(frames[2:3])[0], latents[2])
+    # pytest's monkeypatch would leave the setting deleted.
+    with torch._dynamo.config.patch(recompile_limit=1):
+        plain = FrozenVAE.load(str(odd_vae), batch_frames=4)
+        other = FrozenVAE.load(str(odd_vae), batch_frames=4, channels_last=True, compiled=True)
+        for width in (8, 16, 48):
+            frames = FRAMES[:, :, :width]
+            latents = other.encode(frames)
+            np.testing.assert_allclose(latents, plain.encode(frames), atol=1e-5)
+            np.testing.assert_array_equal(other.encode(frames[2:3])[0], latents[2])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
 
 

@@ -13,13 +13,13 @@ from stages.errors import ConfigError
 from stages.training.config import StepConfig, TrainConfig, check
 from tests.stages.training.compiled_run import STEPS
 
+ROOT = Path(__file__).parents[3]
+
 
 def test_compiled_blocks_train_like_others(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("compiled_run.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], capture_output=True, text=True, env=environment, timeout=600
-    )
+    command = [sys.executable, "-m", "tests.stages.training.compiled_run", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     plain, compiled = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

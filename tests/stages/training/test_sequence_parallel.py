@@ -14,7 +14,8 @@ from stages.errors import ConfigError
 from stages.training.config import StepConfig, TrainConfig, check
 from tests.stages.training.sequence_run import CASES, RANKS, STEPS
 
-SCRIPT = Path(__file__).with_name("sequence_run.py")
+ROOT = Path(__file__).parents[3]
+
 ALONE = {case: "zero-1, uneven/1" if "uneven" in case else "zero-1/1" for case in CASES}
 PAIRS = {**{f"{case}/{RANKS}": alone for case, alone in ALONE.items()}, "resumed": "zero-1/1"}
 
@@ -23,8 +24,8 @@ PAIRS = {**{f"{case}/{RANKS}": alone for case, alone in ALONE.items()}, "resumed
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, SCRIPT, folder]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    command = [sys.executable, "-m", "tests.stages.training.sequence_run", folder]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
