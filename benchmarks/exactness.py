@@ -28,9 +28,9 @@ from models.objective import make_objective
 from models.weights import read_info
 from pipelines.config import load_config
 from stages.export import ExportConfig, export
-from stages.train import build_model
 from stages.training.config import TrainConfig
 from stages.training.loss import LatentLoss
+from stages.training.network import build_model
 from stages.training.optimizer import lr_share
 from stages.training.source import open_source
 from tests.end_to_end.conftest import ROOT, command, deepspeed, environment, run

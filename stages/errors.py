@@ -26,8 +26,8 @@ class DecodeError(Exception):
 
 
 def at_least(section: object, least: float, *names: str) -> None:
-    """For a config's ``__post_init__``: raises ValueError for a field of ``section`` below ``least``."""
+    """For a config's ``__post_init__``: raises ValueError for a number of ``section`` below ``least``."""
     for name in names:
         value = getattr(section, name)
-        if value is not None and not value >= least:  # a NaN is not
+        if isinstance(value, int | float) and not value >= least:  # a NaN is not
             raise ValueError(f"{name}: found {value}, expected at least {least:g}")

@@ -9,17 +9,18 @@ import torch
 
 from models.flops import count_flops, peak_flops_per_s
 from models.loading import load_into
-from models.objective import make_objective
 from models.transformer import Transformer
 from models.weights import CheckpointInfo, read_null_text
 from shards.schema import LATENTS
-from stages.engine import Engine, Ranks, check_shared, from_main, sequence_group, start_ranks
+from stages.engine import Engine, Ranks, check_shared, from_main, largest_over_ranks, sequence_group, start_ranks
 from stages.output import output_folder, save_settings, save_summary, settings_text
 from stages.training import checkpoint
+from stages.training.batches import micro_batches, settle_batches, states_of
 from stages.training.checkpoint import Checkpoints, Progress
-from stages.training.config import TrainConfig, check, settled, transformer_config
+from stages.training.config import TrainConfig, check, settled
 from stages.training.loop import Run, run_steps
-from stages.training.memory import StepMemory, peak_of, room_bytes, state_bytes
+from stages.training.memory import peak_of, room_bytes
+from stages.training.network import build_model
 from stages.training.optimizer import parameter_groups
 from stages.training.run_lock import run_lock
 from stages.training.runlog import RunLog
@@ -28,19 +29,6 @@ from stages.training.start import start_from
 from stages.training.stopping import StopRequests
 
 USUAL_MFU = 0.4  # assumed for estimates: what is reached is in metrics.jsonl
-
-
-def build_model(config: TrainConfig, source: Source) -> Transformer:
-    """The transformer for this data, with fresh weights drawn from the run's seed."""
-    torch.manual_seed(config.seed)
-    channels = source.vae["latent_channels"]
-    objective = make_objective(config.objective)
-    outputs = objective.out_channels(channels)
-    sizes = {"in_channels": channels, "out_channels": outputs, "text_dim": source.text_encoder["dim"]}
-    model = Transformer(transformer_config(config, **sizes), objective.prediction)
-    model.activation_memory = config.train.activation_memory
-    model.chunk_mlp(config.train.mlp_chunk_tokens)
-    return model
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -61,6 +49,9 @@ def _train(
     sharing = config.train.sequence_parallel
     reader, readers = ranks.rank // sharing, ranks.world // sharing  # ranks that share a video read the same
     with node_tables(ranks) as share:
+        # What all of them have, of whatever devices.
+        room = -largest_over_ranks([-int(room_bytes(ranks.world))])[0]
+        config = settle_batches(config, ranks.world, room, share)
         source = open_source(config, reader, readers, share)
         held_out = open_held_out(config, source, reader, readers, share)
         prompts = open_prompts(config, source, reader, readers, share)
@@ -172,33 +163,23 @@ def describe(config: TrainConfig, world: int) -> str:
     check(config, world)
     config = settled(config, checkpoint.newest(Path(config.output)) if config.output else None)
     readers = world // config.train.sequence_parallel
+    config = settle_batches(config, world, room_bytes(world))
     source = open_source(config, 0, readers)
     held_out = open_held_out(config, source, 0, readers)
     prompts = open_prompts(config, source, 0, readers)
-    model = build_model(config, source)
+    with torch.device("meta"):
+        model = build_model(config, source)
     parameter_groups(model, config.optimizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epoch = sum(source.dataset.index(bucket).num_rows for bucket in source.dataset.buckets)
     passes = sum(source.order.samples_before(config.train.steps).values()) / epoch
-    steps = {
-        bucket: StepMemory(
-            model.config,
-            size // (readers * config.train.gradient_accumulation),
-            source.sample_tokens[bucket] // config.train.sequence_parallel,
-            activation_memory=config.train.activation_memory,
-            mlp_chunk_tokens=config.train.mlp_chunk_tokens,
-            precision=config.train.precision,
-        )
-        for bucket, size in source.order.batch_size.items()
-    }
-    states = parameters * state_bytes(config.deepspeed, config.train.precision, world)
     return (
         f"{parameters / 1e6:.2f} M parameters that predict {config.objective.prediction}; {epoch} samples, "
         f"{passes:.1f} passes over them, {held_out.samples if held_out else 0} held-out samples; {batches_of(source)}"
         f"{f'; {prompts}' if prompts else ''}\n"
         f"{_work(config, source, model, world)}\n"
         f"checkpoints of {parameters * 16 / 1e9:.2f} GB, the newest {config.train.keep_last} kept; "
-        f"{peak_of(steps, states, room_bytes(world))}"
+        f"{peak_of(micro_batches(config, source, model, world), states_of(config, model, world), room_bytes(world))}"
     )
 
 

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -219,7 +220,7 @@ def resume_point(checkpoint: Path, wanted: Progress, info: CheckpointInfo, setti
     now = {**asdict(wanted), **asdict(info)}
     differing = _differences(before, now, ignored=("step", "samples_seen", "guard.*"))
     if found.selection_hash != wanted.selection_hash:
-        differing += _differences(_settings(checkpoint), yaml.safe_load(settings), chosen=SELECTING)
+        differing += _differences(settings_of(checkpoint), yaml.safe_load(settings), chosen=SELECTING)
     if differing:
         raise ConfigError(
             f"{checkpoint} belongs to another run ({'; '.join(differing)}): give another output=, "
@@ -233,10 +234,11 @@ def changed_settings(checkpoint: Path, settings: str) -> str | None:
 
     Only what changes the steps to come beyond rounding: a run that goes on with it is not the one that it was.
     """
-    return "; ".join(_differences(_settings(checkpoint), yaml.safe_load(settings), ignored=HARMLESS)) or None
+    return "; ".join(_differences(settings_of(checkpoint), yaml.safe_load(settings), ignored=HARMLESS)) or None
 
 
-def _settings(checkpoint: Path) -> dict[str, object]:
+def settings_of(checkpoint: Path) -> dict[str, Any]:
+    """Those that the run had when it was written."""
     return yaml.safe_load((checkpoint / SETTINGS).read_text())
 
 

@@ -11,6 +11,7 @@ from models.transformer import TransformerConfig
 from shards.loader import DataConfig
 from stages.engine import check_settings
 from stages.errors import ConfigError, at_least
+from stages.training.checkpoint import settings_of
 from stages.training.given_frames import ConditioningConfig
 from stages.training.held_out import ValidationConfig
 from stages.training.optimizer import OptimizerConfig
@@ -25,7 +26,8 @@ class StepConfig:
     bucket, or follows from ``batch_tokens``: each bucket's batch is then the largest multiple of ``batch_multiple``
     samples that has at most so many tokens (of whole clips, see data.subclip_frames), and at least that many samples.
     Neither depends on the number of ranks, so that a run may go on with another number; ranks x gradient_accumulation
-    must divide the batches.
+    must divide the batches. ``batch_size`` auto is settled when a run begins, as the ``batch_tokens`` that fit (see
+    `stages.training.batches`), and stays what it was when the run goes on.
 
     sequence_parallel: so many ranks, which must divide their number, share each video (see
     `models.sequence_parallel`): for videos that are too long or too large for one, or to be sooner done with each. They
@@ -42,7 +44,7 @@ class StepConfig:
     steps: int = 1000
     max_hours: float | None = None
     max_skipped: int = 10
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] | None = None
     batch_tokens: int | None = None
     batch_multiple: int = 8
     gradient_accumulation: int = 1
@@ -97,7 +99,15 @@ def settled(config: TrainConfig, resumed: Path | None) -> TrainConfig:
         config,
         model=model_settings(config.model, init_from, resumed),
         objective=objective_settings(config.objective, init_from, resumed),
+        train=_with_batches_of(resumed, config.train) if resumed else config.train,
     )
+
+
+def _with_batches_of(resumed: Path, given: StepConfig) -> StepConfig:
+    if given.batch_size != "auto":
+        return given
+    before = settings_of(resumed)["train"]
+    return replace(given, **{name: before[name] for name in ("batch_size", "batch_tokens", "batch_multiple")})
 
 
 def check(config: TrainConfig, world: int) -> None:
@@ -120,7 +130,7 @@ def check(config: TrainConfig, world: int) -> None:
     share = readers * settings.gradient_accumulation
     name = "batch_size" if settings.batch_size else "batch_multiple"
     size = getattr(settings, name)
-    if size % share:
+    if size != "auto" and size % share:
         raise ConfigError(
             f"train.{name}: found {size}, expected a multiple of {share} "
             f"({world} ranks / train.sequence_parallel {settings.sequence_parallel} "

@@ -92,7 +92,8 @@ def _batch_sizes(settings: StepConfig, sample_tokens: dict[str, int]) -> dict[st
     """By bucket, of all ranks together; a pure function of the settings and the data."""
     if settings.batch_tokens:
         return batch_sizes(sample_tokens, settings.batch_tokens, settings.batch_multiple)
-    assert settings.batch_size
+    if not isinstance(settings.batch_size, int):
+        raise ConfigError(f"train.batch_size: found {settings.batch_size}, expected a number here")
     return dict.fromkeys(sample_tokens, settings.batch_size)
 
 

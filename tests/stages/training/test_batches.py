@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,16 @@ import torch
 from models.flops import count_flops
 from models.flow import FlowConfig, RectifiedFlow
 from models.latents import LatentStats
+from models.objective import ObjectiveConfig
 from shards.errors import DatasetError
 from shards.loader import DataConfig
 from stages.errors import ConfigError
-from stages.train import build_model, describe
+from stages.output import save_settings
+from stages.train import describe
+from stages.training.batches import micro_batches, settle_batches, states_of
 from stages.training.config import StepConfig, TrainConfig, check, settled
 from stages.training.loss import LatentLoss
+from stages.training.network import build_model
 from stages.training.source import open_source
 from tests.stages.training.mixed_dataset import COUNTS, VAE, mixed_dataset
 
@@ -60,6 +65,30 @@ def test_a_dry_run_tells_the_hours_on_a_known_device(shards: Path, monkeypatch: 
     assert found, told
     assert float(found[1]) == pytest.approx(flops / 1e15, rel=0.02)
     assert float(found[2]) == pytest.approx(flops / (0.4 * 1e9 * 2) / 3600, rel=0.02)
+
+
+def test_auto_takes_the_largest_batches_that_fit(shards: Path) -> None:
+    auto = settled(config(shards, batch_size="auto", batch_tokens=None), None)
+    single = settled(config(shards, batch_tokens=None, batch_size=2), None)
+    source = open_source(single)
+    model = build_model(single, source)
+    wide, states = micro_batches(single, source, model, 2)["64x128x8"].activation_bytes, states_of(single, model, 2)
+    found = settle_batches(auto, 2, (states + 3.5 * wide) / 0.9)  # nine tenths of the room are used
+    assert open_source(found).order.batch_size == {"64x64x1": 96, "64x64x8": 12, "64x128x8": 6}  # of two ranks
+    largest = settle_batches(auto, 1, 1e15)  # no more tokens than the largest bucket has: 19 x 128
+    assert open_source(largest).order.batch_size == {"64x64x1": 144, "64x64x8": 18, "64x128x8": 9}
+    with pytest.raises(ConfigError, match="(?s)auto, and not one clip fits: .* NOT FIT .* smaller batches"):
+        settle_batches(auto, 2, states)
+
+
+def test_what_auto_was_settled_to_stays_when_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
+    auto = replace(config(shards, batch_size="auto", batch_tokens=None), objective=ObjectiveConfig("velocity"))
+    before = settle_batches(auto, 2, 1e15)
+    save_settings(tmp_path, before)
+    again = settle_batches(settled(auto, tmp_path), 1, 1e9)
+    assert again.train == before.train
+    with pytest.raises(ConfigError, match="train.batch_multiple: found 2, expected a multiple of 3"):
+        settle_batches(settled(auto, tmp_path), 3, 1e9)
 
 
 def test_the_samples_of_a_step_do_not_depend_on_the_number_of_ranks(shards: Path) -> None:
