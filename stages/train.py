@@ -20,7 +20,7 @@ from stages.training.checkpoint import Checkpoints, Progress
 from stages.training.config import TrainConfig, check, settled
 from stages.training.loop import Run, run_steps
 from stages.training.memory import peak_of, room_bytes
-from stages.training.network import build_model
+from stages.training.network import attention_of, build_model, settle_attention
 from stages.training.optimizer import parameter_groups
 from stages.training.run_lock import run_lock
 from stages.training.runlog import RunLog
@@ -61,6 +61,7 @@ def _train(
     model.shard_sequence(sequence_group(sharing))
     info = _info(config, model, source)
 
+    config = settle_attention(config, model.config, source, ranks)
     progress, source = _begin(config, resumed, model, source, info, ranks)
     if config.train.compile:
         model.compile_blocks(any_size=True)
@@ -88,7 +89,8 @@ def _train(
     start = progress.step
     log = RunLog(folder, start, config.train.steps) if ranks.main else None
     started = time.perf_counter()
-    progress = run_steps(run, progress, log)
+    with attention_of(config):
+        progress = run_steps(run, progress, log)
     summary: dict[str, Any] = {"steps": progress.step, "samples_seen": progress.samples_seen}
     if log:
         summary |= {"final_loss": log.last_loss, "seconds": round(time.perf_counter() - started, 1)}

@@ -39,7 +39,8 @@ SELECTING = ("data.shards", "data.filter", "data.text*", "validation.holdout")
 HARMLESS = (
     "output", "seed", "data.shards", "data.filter", "data.window_shards", "data.prefetch_batches", "data.read_threads",
     "data.cache*", "model.*", "objective.*", "train.steps", "train.batch_*", "train.gradient_accumulation",
-    "train.sequence_parallel", "train.activation_memory", "train.mlp_chunk_tokens", "train.compile",
+    "train.sequence_parallel", "train.activation_memory", "train.mlp_chunk_tokens", "train.attention",
+    "train.compile",
     "train.init_from", "train.max_*", "train.*_every",
     "train.keep_last", "train.log_*", "validation.*", "deepspeed.*",
 )  # fmt: skip

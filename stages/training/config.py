@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.activations import ActivationMemory
+from models.attention_kernels import AttentionKernel
 from models.objective import ObjectiveConfig
 from models.presets import preset
 from models.transformer import TransformerConfig
@@ -34,6 +35,8 @@ class StepConfig:
     count as one rank where batches are divided.
     activation_memory: what is kept for the backward pass, see `models.activations`; mlp_chunk_tokens: the MLPs take so
     many tokens at a time, which lowers what a pair of blocks needs while it goes backward. Neither changes a result.
+    attention: the kernel for it, wherever it can. On GPUs auto is settled when a run begins, as the one measured to be
+    the fastest (see `models.attention_kernels`), and stays when the run goes on; elsewhere it is PyTorch's choice.
     compile: torch.compile for the transformer's blocks, one by one (see `models.transformer`). It changes time and, by
     what the compiler computes again, memory.
     max_hours: save and leave when the command has run this long; the same command goes on.
@@ -52,6 +55,7 @@ class StepConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     activation_memory: ActivationMemory = "none"
     mlp_chunk_tokens: int | None = None
+    attention: AttentionKernel | Literal["auto"] = "auto"
     compile: bool = False
     caption_dropout: float = 0.1
     init_from: str | None = None
@@ -99,15 +103,16 @@ def settled(config: TrainConfig, resumed: Path | None) -> TrainConfig:
         config,
         model=model_settings(config.model, init_from, resumed),
         objective=objective_settings(config.objective, init_from, resumed),
-        train=_with_batches_of(resumed, config.train) if resumed else config.train,
+        train=_settled_as(resumed, config.train) if resumed else config.train,
     )
 
 
-def _with_batches_of(resumed: Path, given: StepConfig) -> StepConfig:
-    if given.batch_size != "auto":
-        return given
+def _settled_as(resumed: Path, given: StepConfig) -> StepConfig:
+    """What is left to ``auto`` is what it was."""
     before = settings_of(resumed)["train"]
-    return replace(given, **{name: before[name] for name in ("batch_size", "batch_tokens", "batch_multiple")})
+    if given.batch_size == "auto":
+        given = replace(given, **{name: before[name] for name in ("batch_size", "batch_tokens", "batch_multiple")})
+    return replace(given, attention=before["attention"]) if given.attention == "auto" else given
 
 
 def check(config: TrainConfig, world: int) -> None:

@@ -1,9 +1,15 @@
 """The transformer of a run."""
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
 import torch
 
+from models.attention_kernels import kernel_seconds, preferring
 from models.objective import make_objective
-from models.transformer import Transformer
+from models.transformer import Transformer, TransformerConfig
+from shards.schema import LATENTS
+from stages.engine import Ranks, from_main
 from stages.training.config import TrainConfig, transformer_config
 from stages.training.source import Source
 
@@ -19,3 +25,24 @@ def build_model(config: TrainConfig, source: Source) -> Transformer:
     model.activation_memory = config.train.activation_memory
     model.chunk_mlp(config.train.mlp_chunk_tokens)
     return model
+
+
+def settle_attention(config: TrainConfig, network: TransformerConfig, source: Source, ranks: Ranks) -> TrainConfig:
+    """The config with the attention kernel that ``auto`` stands for on this GPU: the fastest for the largest bucket."""
+    if config.train.attention != "auto" or ranks.device.type != "cuda":
+        return config
+    bucket = max(source.sample_tokens, key=lambda name: source.sample_tokens[name])
+    frames = int(source.dataset.shapes(bucket, LATENTS)[0][0])
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    seconds = kernel_seconds(network, (1, frames, source.sample_tokens[bucket] // frames), ranks.device, dtype)
+    if not seconds:
+        return config
+    fastest = from_main(min(seconds, key=lambda kernel: seconds[kernel]))
+    told = ", ".join(f"{kernel} {1e3 * taken:.2f} ms" for kernel, taken in seconds.items())
+    ranks.print(f"attention by {fastest}, the fastest for {bucket}: {told} a pair of blocks")
+    return replace(config, train=replace(config.train, attention=fastest))
+
+
+def attention_of(config: TrainConfig) -> AbstractContextManager[None]:
+    """Within it the run's attention kernel is used."""
+    return nullcontext() if config.train.attention == "auto" else preferring(config.train.attention)

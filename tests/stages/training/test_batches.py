@@ -13,15 +13,17 @@ from models.flops import count_flops
 from models.flow import FlowConfig, RectifiedFlow
 from models.latents import LatentStats
 from models.objective import ObjectiveConfig
+from models.transformer import TransformerConfig
 from shards.errors import DatasetError
 from shards.loader import DataConfig
+from stages.engine import Ranks
 from stages.errors import ConfigError
 from stages.output import save_settings
 from stages.train import describe
 from stages.training.batches import micro_batches, settle_batches, states_of
 from stages.training.config import StepConfig, TrainConfig, check, settled
 from stages.training.loss import LatentLoss
-from stages.training.network import build_model
+from stages.training.network import build_model, settle_attention
 from stages.training.source import open_source
 from tests.stages.training.mixed_dataset import COUNTS, VAE, mixed_dataset
 
@@ -84,11 +86,34 @@ def test_auto_takes_the_largest_batches_that_fit(shards: Path) -> None:
 def test_what_auto_was_settled_to_stays_when_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
     auto = replace(config(shards, batch_size="auto", batch_tokens=None), objective=ObjectiveConfig("velocity"))
     before = settle_batches(auto, 2, 1e15)
+    before = replace(before, train=replace(before.train, attention="flash"))
     save_settings(tmp_path, before)
     again = settle_batches(settled(auto, tmp_path), 1, 1e9)
     assert again.train == before.train
     with pytest.raises(ConfigError, match="train.batch_multiple: found 2, expected a multiple of 3"):
         settle_batches(settled(auto, tmp_path), 3, 1e9)
+
+
+def test_a_gpu_takes_the_kernel_that_is_measured_to_be_the_fastest(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+
+    def measured(network: TransformerConfig, *case: object) -> dict[str, float]:
+        asked.append(case)
+        return {"cudnn": 2e-3, "flash": 1e-3}
+
+    monkeypatch.setattr("stages.training.network.kernel_seconds", measured)
+    monkeypatch.setattr("stages.training.network.from_main", lambda value: value)
+    auto, gpu = settled(config(shards), None), torch.device("cuda")
+    source = open_source(auto)
+    network = build_model(auto, source).config
+    assert settle_attention(auto, network, source, Ranks(0, 1, gpu)).train.attention == "flash"
+    assert asked == [((1, 8, 32), gpu, torch.bfloat16)]  # of the largest bucket: 8 frames of 32 tokens
+    assert "flash, the fastest for 64x128x8: cudnn 2.00 ms, flash 1.00 ms" in capsys.readouterr().out
+    assert settle_attention(auto, network, source, Ranks(0, 1, torch.device("cpu"))) is auto
+    chosen = settled(config(shards, attention="cudnn"), None)
+    assert settle_attention(chosen, network, source, Ranks(0, 1, gpu)) is chosen
 
 
 def test_the_samples_of_a_step_do_not_depend_on_the_number_of_ranks(shards: Path) -> None:
