@@ -99,10 +99,10 @@ def measure_nearest(
     training: Dataset,
     bucket: Bucket,
     count: int,
-    samples: tuple[np.ndarray, Sequence[str]],
+    samples: tuple[np.ndarray, Sequence[str], Sequence[str]],
     real: tuple[np.ndarray, Sequence[str]],
 ) -> Nearest | None:
-    """From the signatures [n, D] of samples, with their names, and of real clips, with their sources.
+    """From the signatures [n, D] of samples, with their names and prompts, and of real clips, with their sources.
 
     Real clips are compared with training clips of other sources alone. count: at most so many training clips.
     None where the training clips are all of one source.
@@ -119,7 +119,7 @@ def measure_nearest(
     pairs = [_pair(index, samples[1][place], row_of.item(place), own.item(place)) for place in own.argsort()[:NAMED]]
     return Nearest(
         len(rows),
-        estimate_mean(own, samples[1]),
+        estimate_mean(own, samples[2]),
         estimate_mean(theirs, real[1]),
         threshold,
         Share(int((own < threshold).sum()), len(own)),
