@@ -27,6 +27,21 @@ def test_clips_of_one_source_count_as_one_look_at_it() -> None:
     assert np.ptp(often.interval) == pytest.approx(math.sqrt(5) * np.ptp(unrelated.interval), rel=0.1)
 
 
+def test_an_interval_is_that_of_a_bootstrap_written_out() -> None:
+    """Sources of one to three clips are drawn with all that they have, and the middle 95 % of the means is taken."""
+    sources = [str(number) for number in range(30) for _ in range(1 + number % 3)]
+    values = np.random.default_rng(2).normal(size=len(sources))
+    drawn = np.random.default_rng(0).multinomial(30, [1 / 30] * 30, 2000)
+    names = sorted(set(sources))
+    means = [
+        np.mean(
+            [value for value, source in zip(values, sources, strict=True) for _ in range(times[names.index(source)])]
+        )
+        for times in drawn
+    ]
+    assert estimate_mean(values, sources).interval == pytest.approx(np.quantile(means, [0.025, 0.975]), rel=1e-9)
+
+
 def test_ninety_five_in_a_hundred_intervals_hold_the_truth() -> None:
     draw = np.random.default_rng(1)
     values = draw.exponential(size=(60, 300))  # 300 experiments of 60 samples
