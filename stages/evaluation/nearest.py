@@ -15,9 +15,8 @@ from torch.nn.functional import adaptive_avg_pool3d
 from shards.dataset import Dataset
 from shards.memory import empty_rows
 from shards.schema import KEY, LATENTS, MEAN, Bucket
-from stages.evaluation.estimate import Estimate, estimate_mean
+from stages.evaluation.estimate import Estimate, Proportion, estimate_mean
 from stages.output import progress_bar
-from stages.shapes.check import Share
 from stages.training.held_out import draw_clips
 
 MOST_FRAMES, MOST_PX = 8, 16
@@ -49,7 +48,7 @@ class Nearest:
     samples: Estimate
     real: Estimate
     threshold: float
-    nearer: Share
+    nearer: Proportion
     pairs: list[Pair]
 
 
@@ -122,7 +121,7 @@ def measure_nearest(
         estimate_mean(own, samples[2]),
         estimate_mean(theirs, real[1]),
         threshold,
-        Share(int((own < threshold).sum()), len(own)),
+        Proportion(int((own < threshold).sum()), len(own)),
         pairs,
     )
 

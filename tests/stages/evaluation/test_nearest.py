@@ -65,7 +65,7 @@ def test_copies_are_found_and_named(dataset: Dataset) -> None:
     found = measure_nearest(dataset, SIZE, 1000, (samples, names, prompts), (real, index["source"].to_pylist()))
     assert found is not None and found.training == CLIPS
     assert (found.samples.samples, found.samples.groups) == (20, 10), "samples of one prompt are one group"
-    assert 4 <= found.nearer.right <= 7 and found.nearer.total == 20  # of 16 that are no copies about one is as near
+    assert 4 <= found.nearer.count <= 7 and found.nearer.total == 20  # of 16 that are no copies about one is as near
     assert {(pair.sample, pair.clip) for pair in found.pairs[:4]} == {
         (f"{number}.mp4", index["key"][row].as_py()) for number, row in enumerate((7, 2, 40, 41))
     }
