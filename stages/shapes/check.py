@@ -20,7 +20,7 @@ LEAST_CONTRAST = 40
 LEAST_TRAVEL_SHARE = 1 / 16
 """A shape that moves less than this share of the picture's longer side stands still."""
 EDGE = 0.4
-"""Proportion of the shape's contrast above which a pixel belongs to the shape."""
+"""Share of the shape's contrast above which a pixel belongs to the shape."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SplitScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Proportions right of the combinations that training saw and of those held out of it."""
+    """Shares right of the combinations that training saw and of those held out of it."""
 
     seen: SplitScore
     held_out: SplitScore
