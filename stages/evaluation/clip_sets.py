@@ -7,10 +7,13 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
+import yaml
 
 from models.vae import FrozenVAE
 from shards.dataset import Dataset
 from shards.schema import KEY, LATENTS, MEAN, Bucket
+from stages.evaluation.inputs import read_settings
 from stages.sampling.files import LATENTS_FILE
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import caption_of, draw_clips
@@ -33,13 +36,12 @@ class ClipSet:
 
 
 def sampled(folder: Path, summary: dict[str, Any], vae: FrozenVAE) -> ClipSet:
-    """The samples of a folder, with its summary: decoded from their latents, where it has those of this VAE.
+    """The samples of a folder, with its summary: decoded from their latents, where it has those, of this VAE.
 
     Otherwise the frames are those of the videos, and the latents are what the VAE makes of these.
     """
-    rows, file = summary["samples"], folder / LATENTS_FILE
-    saved = SampledLatents.read(file) if file.is_file() else None
-    latents = saved.latents.transpose(1, 2) if saved and saved.vae == vae.identity else None
+    rows = summary["samples"]
+    latents = _latents(folder, rows, vae)
 
     def read(place: int) -> tuple[np.ndarray, np.ndarray]:
         if latents is None:
@@ -62,6 +64,23 @@ def real(dataset: Dataset, bucket: Bucket, column: str, count: int, vae: FrozenV
 
     names, sources = ([index[name][row].as_py() for row in rows] for name in (KEY, "source"))
     return ClipSet(names, [caption_of(dataset, bucket, row, column) for row in rows], sources, read)
+
+
+def _latents(folder: Path, rows: Sequence[dict[str, Any]], vae: FrozenVAE) -> torch.Tensor | None:
+    """[N, T, C, h, w], of the very samples that are listed; None where the folder has none of this VAE.
+
+    A file that an earlier sampling left there is of other prompts or seeds, or, where it is of other weights alone,
+    one that the settings of the last sampling neither wrote nor decoded.
+    """
+    file = folder / LATENTS_FILE
+    settings = yaml.safe_load(read_settings(str(folder)) or "{}")
+    wrote, decoded = "latents" in settings.get("formats", []), Path(settings.get("latents", "")).name == file.name
+    if not file.is_file() or not (wrote or decoded):
+        return None
+    saved = SampledLatents.read(file)
+    listed = [row["prompt"] for row in rows], [row["seed"] for row in rows]
+    theirs = (saved.prompts, saved.seeds) == listed and saved.vae == vae.identity
+    return saved.latents.transpose(1, 2) if theirs else None
 
 
 def _frames(path: Path) -> np.ndarray:

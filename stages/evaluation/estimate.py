@@ -1,5 +1,6 @@
 """Numbers with the uncertainty that comes from the samples they were measured on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ import numpy as np
 RESAMPLES = 2000
 TAIL = 0.025
 """Left out at either end: a 95 % interval."""
+NORMAL_QUANTILE = 1.959964
+"""What a normal variable exceeds in size in one case of twenty."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,29 @@ class Estimate:
     interval: tuple[float, float] | None
     samples: int
     groups: int
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """``count`` of a ``total`` of samples."""
+
+    count: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """count / total; nan when there are no samples."""
+        return self.count / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % score interval of the true share (Wilson 1927, equation 4); 0..1 when there are no samples."""
+        if not self.total:
+            return 0.0, 1.0
+        square = NORMAL_QUANTILE**2 / self.total
+        centre = (self.value + square / 2) / (1 + square)
+        half = math.sqrt(self.value * (1 - self.value) * square + square**2 / 4) / (1 + square)
+        return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def estimate_means(values: np.ndarray, groups: Sequence[str]) -> list[Estimate]:

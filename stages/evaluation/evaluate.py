@@ -2,25 +2,26 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import av
-from tqdm import tqdm
 
 from stages.decoding.pyav_reader import probe
 from stages.errors import ConfigError, DecodeError
 from stages.evaluation.config import EvaluateConfig
+from stages.evaluation.estimate import Proportion
 from stages.evaluation.inputs import read_manifest, read_samples, read_settings, read_training
 from stages.evaluation.measure import Subject, measure
 from stages.evaluation.measured import headlines, plain_numbers
 from stages.evaluation.own_samples import make_samples
 from stages.evaluation.report import Clip, Page, write_report
 from stages.evaluation.training_samples import read_training_samples
-from stages.output import output_folder, save_settings, save_summary, write_text
+from stages.output import output_folder, progress_bar, save_settings, save_summary, write_text
 from stages.page import percent
-from stages.shapes.check import Score, Share, SplitScore, check_file, score
+from stages.shapes.check import Score, SplitScore, check_file, score
 from stages.shapes.render import Combination, parse_caption
 
 REPORT = "report.html"
@@ -42,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         config = replace(config, samples=str(make_samples(config, subject.trained, subject.execution, output)))
 
     found = read_samples(config.samples)
-    clips = [look_at(Path(config.samples), row) for row in tqdm(found["samples"], desc="check", disable=None)]
+    clips = _look_at_all(Path(config.samples), found["samples"])
     verdicts = [(clip.prompt, clip.observed) for clip in clips if clip.observed is not None]
     result = score(verdicts) if verdicts else None
     measured = measure(config, subject) if subject else None
@@ -74,6 +75,15 @@ def _opened(config: EvaluateConfig) -> tuple[Subject | None, EvaluateConfig]:
     if config.samples or not subject:
         read_samples(config.samples)
     return subject, config
+
+
+def _look_at_all(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Clip]:
+    clips = []
+    with progress_bar(len(rows), "check", "sample") as bar:
+        for row in rows:
+            clips.append(look_at(folder, row))
+            bar.update()
+    return clips
 
 
 def look_at(folder: Path, row: dict[str, Any]) -> Clip:
@@ -123,8 +133,8 @@ def describe(config: EvaluateConfig) -> str:
 
 
 def _settings(config: EvaluateConfig) -> list[tuple[str, str]]:
-    """The resolved config of each command before, where its folder has one."""
-    folders = {"encode": config.shards, "train": config.run, "sample": config.samples}
+    """The resolved config of this command and of each before it, where its folder has one."""
+    folders = {"encode": config.shards, "train": config.run, "sample": config.samples, "evaluate": config.output}
     return [(name, text) for name, folder in folders.items() if (text := read_settings(folder)) is not None]
 
 
@@ -139,9 +149,9 @@ def _split_numbers(split: SplitScore) -> dict[str, Any]:
     return {name: _numbers(getattr(split, name)) for name in asdict(split)}
 
 
-def _numbers(share: Share) -> dict[str, Any]:
+def _numbers(share: Proportion) -> dict[str, Any]:
     value = share.value if share.total else None
-    return {"right": share.right, "samples": share.total, "share": value, "interval": list(share.interval)}
+    return {"right": share.count, "samples": share.total, "share": value, "interval": list(share.interval)}
 
 
 def _in_words(numbers: dict[str, Any]) -> str:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.evaluation.estimate import NORMAL_QUANTILE
+
 LEAST_SAMPLES = 2048
 HALVES = 8
 FOLDS = 10
-NORMAL_QUANTILE = 1.959964
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def comparable(trained: Trained, against: Trained) -> Trained:
             "min_snr_gamma": run.info.objective.diffusion.min_snr_gamma,
             "vae": run.info.vae,
             "text_encoder": run.info.text_encoder,
+            "frame_interval_s": run.info.frame_interval_s,
             "dataset": run.dataset_name,
             "clips": run.clips,
         }

@@ -11,24 +11,39 @@ from stages.errors import ConfigError
 from stages.evaluation.report import Training
 
 VALIDATION = "validation_loss"
+VIDEO = ".mp4"
 
 
 def read_samples(folder: str) -> dict[str, Any]:
-    """summary.json of sample's output folder. Raises ConfigError unless it lists samples, each with its file."""
+    """summary.json of sample's output folder, with the .mp4 of each sample, of whichever formats it has.
+
+    Raises ConfigError unless it lists samples, each with such a file.
+    """
     path = _folder("samples", folder, "sample") / "summary.json"
     if not path.is_file():
         raise ConfigError(f"{folder} has no summary.json: give samples= the output folder of a finished sample")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        rows = [(str(row["file"]), str(row["prompt"]), int(row["seed"])) for row in summary["samples"]]
+        rows: list[dict[str, Any]] = [
+            {"file": _video(path.parent, str(row["file"])), "prompt": str(row["prompt"]), "seed": int(row["seed"])}
+            for row in summary["samples"]
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is no summary of sample ({error!r}): run sample again") from None
     if not rows:
         raise ConfigError(f"{path} lists no samples: run sample again")
-    absent = [file for file, _, _ in rows if not (path.parent / file).is_file()]
+    absent = [row["file"] for row in rows if not (path.parent / row["file"]).is_file()]
     if absent:
         raise ConfigError(f"{path} lists {absent[0]}, which is not there ({len(absent)} absent): run sample again")
-    return summary
+    return {**summary, "samples": rows}
+
+
+def _video(folder: Path, file: str) -> str:
+    """The .mp4 that a sample has beside the file which is listed."""
+    video = Path(file).with_suffix(VIDEO)
+    if Path(file).suffix != VIDEO and not (folder / video).is_file():
+        raise ConfigError(f"{folder} lists {file}, expected {VIDEO}: run sample again with mp4 among its formats")
+    return str(video)
 
 
 def read_training(run: str) -> Training:

@@ -43,7 +43,7 @@ class Subject:
         trained = Trained.open(config.checkpoint, config.shards)
         path = config.pretrained_model_path
         require_same("VAE", path, vae_identity(path), trained.info.vae, "the checkpoint")
-        against = Trained.open(config.against) if config.against else None
+        against = Trained.open(config.against, config.shards) if config.against else None
         if against:
             comparable(trained, against)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,7 +99,7 @@ def _measure_samples(config: EvaluateConfig, subject: Subject) -> Measured:
         _training_clips(trained, size),
         size,
         config.clips.training,
-        (own.signatures, samples.names),
+        (own.signatures, samples.names, samples.sources),
         (theirs.signatures, clips.sources),
     )
     frechet = _distances(own, theirs, subject)

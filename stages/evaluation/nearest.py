@@ -15,9 +15,8 @@ from torch.nn.functional import adaptive_avg_pool3d
 from shards.dataset import Dataset
 from shards.memory import empty_rows
 from shards.schema import KEY, LATENTS, MEAN, Bucket
-from stages.evaluation.estimate import Estimate, estimate_mean
+from stages.evaluation.estimate import Estimate, Proportion, estimate_mean
 from stages.output import progress_bar
-from stages.shapes.check import Share
 from stages.training.held_out import draw_clips
 
 MOST_FRAMES, MOST_PX = 8, 16
@@ -49,7 +48,7 @@ class Nearest:
     samples: Estimate
     real: Estimate
     threshold: float
-    nearer: Share
+    nearer: Proportion
     pairs: list[Pair]
 
 
@@ -99,10 +98,10 @@ def measure_nearest(
     training: Dataset,
     bucket: Bucket,
     count: int,
-    samples: tuple[np.ndarray, Sequence[str]],
+    samples: tuple[np.ndarray, Sequence[str], Sequence[str]],
     real: tuple[np.ndarray, Sequence[str]],
 ) -> Nearest | None:
-    """From the signatures [n, D] of samples, with their names, and of real clips, with their sources.
+    """From the signatures [n, D] of samples, with their names and prompts, and of real clips, with their sources.
 
     Real clips are compared with training clips of other sources alone. count: at most so many training clips.
     None where the training clips are all of one source.
@@ -119,10 +118,10 @@ def measure_nearest(
     pairs = [_pair(index, samples[1][place], row_of.item(place), own.item(place)) for place in own.argsort()[:NAMED]]
     return Nearest(
         len(rows),
-        estimate_mean(own, samples[1]),
+        estimate_mean(own, samples[2]),
         estimate_mean(theirs, real[1]),
         threshold,
-        Share(int((own < threshold).sum()), len(own)),
+        Proportion(int((own < threshold).sum()), len(own)),
         pairs,
     )
 

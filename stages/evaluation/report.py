@@ -9,12 +9,13 @@ from pathlib import Path
 from shards.manifest import Manifest
 from shards.schema import LATENTS
 from stages.chart import Chart, line_chart
+from stages.evaluation.estimate import Proportion
 from stages.evaluation.measured import Measured
 from stages.evaluation.measured_part import measured_part
 from stages.evaluation.training_samples import TrainingSamples
 from stages.output import write_text
 from stages.page import PIXELATED_BELOW_PX, data_uri, render_page
-from stages.shapes.check import Observed, Score, Share, SplitScore
+from stages.shapes.check import Observed, Score, SplitScore
 from stages.shapes.render import COLOURS, DIRECTIONS, SHAPES, Combination, held_out
 
 VIDEO_BUDGET_BYTES = 3_000_000
@@ -198,7 +199,7 @@ def dataset_numbers(manifest: Manifest) -> DatasetNumbers:
     return DatasetNumbers(samples, size, [*rows, ("size", size)])
 
 
-def _splits(score: Score | None) -> Iterator[tuple[str, SplitScore, list[tuple[str, Share, float]]]]:
+def _splits(score: Score | None) -> Iterator[tuple[str, SplitScore, list[tuple[str, Proportion, float]]]]:
     """Of each kind of combination that was sampled: its name, its score, and each (attribute, share, chance)."""
     if score is None:
         return

@@ -15,6 +15,7 @@ from shards.dataset import Dataset
 from shards.loader import DataConfig
 from shards.manifest import read_header
 from stages.errors import ConfigError
+from stages.sampling.models import DTYPES
 from stages.training.held_out import ValidationConfig, open_clips
 
 SETTINGS = "config.yaml"
@@ -76,5 +77,5 @@ class Execution:
 
     def load(self, trained: Trained) -> Transformer:
         """The weights, ready to be called on the device."""
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        return load_transformer(trained.checkpoint, weights=self.weights).to(self.device, dtype)
+        model = load_transformer(trained.checkpoint, weights=self.weights)
+        return model.to(self.device, DTYPES[self.precision])

@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from stages.evaluation.estimate import Proportion
 from stages.shapes.render import BACKGROUND, COLOURS, DIRECTIONS, SHAPES, held_out, parse_caption, shape_coverage
 
 LEAST_CONTRAST = 40
@@ -20,8 +21,6 @@ LEAST_TRAVEL_SHARE = 1 / 16
 """A shape that moves less than this share of the picture's longer side stands still."""
 EDGE = 0.4
 """Share of the shape's contrast above which a pixel belongs to the shape."""
-WILSON_Z = 1.959964
-"""Normal quantile of a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -34,44 +33,14 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Share:
-    """How many of a number of samples are right."""
-
-    right: int
-    total: int
-
-    @property
-    def value(self) -> float:
-        """right / total; nan when there are no samples."""
-        return self.right / self.total if self.total else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % score interval of the true share (Wilson 1927, equation 4); 0..1 when there are no samples."""
-        if not self.total:
-            return 0.0, 1.0
-        square = WILSON_Z**2 / self.total
-        centre = (self.value + square / 2) / (1 + square)
-        half = math.sqrt(self.value * (1 - self.value) * square + square**2 / 4) / (1 + square)
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-    def __str__(self) -> str:
-        if not self.total:
-            return "no samples"
-        low, high = self.interval
-        counts = f"{self.right} of {self.total}"
-        return f"{100 * self.value:.1f} % ({counts}; 95 % interval {100 * low:.0f}-{100 * high:.0f})"
-
-
-@dataclass(frozen=True)
 class SplitScore:
     """The shares of one kind of combination in which each attribute, or several at once, are as the prompt says."""
 
-    colour: Share
-    shape: Share
-    direction: Share
-    colour_and_direction: Share
-    all_three: Share
+    colour: Proportion
+    shape: Proportion
+    direction: Proportion
+    colour_and_direction: Proportion
+    all_three: Proportion
 
 
 @dataclass(frozen=True)
@@ -128,11 +97,11 @@ def score(samples: Iterable[tuple[str, Observed]]) -> Score:
 def _split(verdicts: list[tuple[bool, bool, bool]]) -> SplitScore:
     total = len(verdicts)
     return SplitScore(
-        colour=Share(sum(colour for colour, _, _ in verdicts), total),
-        shape=Share(sum(shape for _, shape, _ in verdicts), total),
-        direction=Share(sum(direction for _, _, direction in verdicts), total),
-        colour_and_direction=Share(sum(colour and direction for colour, _, direction in verdicts), total),
-        all_three=Share(sum(map(all, verdicts)), total),
+        colour=Proportion(sum(colour for colour, _, _ in verdicts), total),
+        shape=Proportion(sum(shape for _, shape, _ in verdicts), total),
+        direction=Proportion(sum(direction for _, _, direction in verdicts), total),
+        colour_and_direction=Proportion(sum(colour and direction for colour, _, direction in verdicts), total),
+        all_three=Proportion(sum(map(all, verdicts)), total),
     )
 
 

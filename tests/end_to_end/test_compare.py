@@ -26,8 +26,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_runs_are_made_once_and_judged_by_a_plain_loop(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first try fails at its second run; the next goes on from there. The arms differ in nothing but words."""
-    arms = {"all": [], "again": ["data.filter=split >= 0"]}
+    """The first try fails at its second run; the next goes on from there. The arms differ in nothing but words,
+    and in the folder that the same clips are in."""
+    copy = mixed_dataset(tmp_path / "copy")
+    arms = {"all": [], "again": ["data.filter=split >= 0", f"data.shards={copy}"]}
     fails = tmp_path / "launcher"
     fails.write_text(f'#!/bin/sh\ncase $3 in *again*) exit 7;; esac\nexec {sys.executable} "$@"\n')
     fails.chmod(0o755)

@@ -69,7 +69,8 @@ def test_the_commands_that_train_on_many_gpus_have_settings_that_exist() -> None
 
 
 def pipeline_commands() -> list[str]:
-    pages = (README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("encode.md", "clusters.md")))
+    others = ("encode.md", "clusters.md", "evaluate.md", "compare.md")
+    pages = (README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in others))
     found = [line for page in pages for line in commands(page) if "KIND" not in line]
     return [line for line in found if line.startswith(("python -m pipelines", "deepspeed pipelines"))]
 
@@ -95,7 +96,11 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "DATASET": str(road.shards),
     }
     if name == "evaluate":
-        places |= {"RUN": str(road.run)}
+        places |= {
+            "RUN": str(road.run),
+            "against=RUN2": f"against={road.run}",
+            "samples=SAMPLES": f"samples={road.samples}",
+        }
     if name == "export":
         places |= {"RUN": str(exportable(road.run, tmp_path / "latte")), "DIR": str(tmp_path / "exported")}
     if "--columns" in line:

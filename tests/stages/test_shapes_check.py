@@ -1,6 +1,5 @@
 """The checker: always right on rendered clips, at chance on shuffled prompts, and unmoved by blur and noise."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,8 @@ import pytest
 
 from models.vae import FrozenVAE
 from stages.errors import ConfigError
-from stages.shapes.check import Observed, Share, check_file, check_video, score
+from stages.evaluation.estimate import Proportion
+from stages.shapes.check import Observed, check_file, check_video, score
 from stages.shapes.render import (
     COLOURS,
     Combination,
@@ -109,22 +109,12 @@ def test_score_counts_each_attribute_apart_for_seen_and_held_out():
     one, unseen = seen()[0], held_out()[0]
     wrong = Observed(one.colour, None, "left" if one.direction != "left" else "right")
     result = score([(caption(one), expected(one)), (caption(one), wrong), (caption(unseen), expected(unseen))])
-    assert (result.seen.colour, result.seen.shape, result.seen.direction) == (Share(2, 2), Share(1, 2), Share(1, 2))
-    assert (result.seen.colour_and_direction, result.seen.all_three) == (Share(1, 2), Share(1, 2))
-    assert result.held_out.all_three == Share(1, 1)
+    all_of, half = Proportion(2, 2), Proportion(1, 2)
+    assert (result.seen.colour, result.seen.shape, result.seen.direction) == (all_of, half, half)
+    assert (result.seen.colour_and_direction, result.seen.all_three) == (half, half)
+    assert result.held_out.all_three == Proportion(1, 1)
     with pytest.raises(ConfigError, match="not a caption"):
         score([("a dog runs", wrong)])
-
-
-def test_wilsons_interval_solves_its_own_equation():
-    """Both ends p satisfy (observed - p)^2 = z^2 p (1 - p) / n, the equation the interval is defined by."""
-    for right, total in ((112, 120), (1, 7), (60, 120)):
-        share = Share(right, total)
-        for p in share.interval:
-            assert (share.value - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / total)
-    assert Share(120, 120).interval == pytest.approx((0.96898, 1.0), abs=1e-5)
-    assert str(Share(112, 120)) == "93.3 % (112 of 120; 95 % interval 87-97)"
-    assert math.isnan(Share(0, 0).value) and str(Share(0, 0)) == "no samples"
 
 
 def test_frames_of_another_type_or_number_are_refused():

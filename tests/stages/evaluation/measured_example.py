@@ -1,13 +1,12 @@
 """Made-up numbers of everything that can be measured."""
 
 from stages.evaluation.clip_score import ClipScore
-from stages.evaluation.estimate import Estimate
+from stages.evaluation.estimate import Estimate, Proportion
 from stages.evaluation.frechet import FrechetDistance
 from stages.evaluation.held_out_loss import Curve, HeldOutLoss
 from stages.evaluation.measured import Beside, Measured
 from stages.evaluation.motion import MEASURES
 from stages.evaluation.nearest import Nearest, Pair
-from stages.shapes.check import Share
 
 
 def example() -> Measured:
@@ -29,7 +28,7 @@ def example() -> Measured:
             for name in ("i3d_torchscript_of_a_long_name", "latents")
         ],
         [Beside(name, unit, estimate(0.5), estimate(0.6)) for name, unit in MEASURES.items()],
-        Nearest(50_000, estimate(0.4), estimate(0.5), 0.1, Share(130, 2048), [pair]),
+        Nearest(50_000, estimate(0.4), estimate(0.5), 0.1, Proportion(130, 2048), [pair]),
         ClipScore("clip", estimate(31.2), estimate(15.1), estimate(16.1), estimate(32.0)),
         ["something could not be measured"],
     )

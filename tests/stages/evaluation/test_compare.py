@@ -14,7 +14,7 @@ from stages.evaluation.arms import Arm
 from stages.evaluation.judge import judge
 from stages.training.config import TrainConfig
 from tests.end_to_end.conftest import ROOT
-from tests.stages.training.mixed_dataset import FINGERPRINTS, VAE, mixed_dataset
+from tests.stages.training.mixed_dataset import COUNTS, FINGERPRINTS, VAE, mixed_dataset
 
 SETTINGS = ["train.steps=2", "train.batch_size=4", "validation.holdout=0.2"]
 TRAIN = {"model": {"preset": "tiny", "num_layers": 1}, "objective": {"prediction": "velocity"}}
@@ -61,6 +61,26 @@ def test_a_dry_run_tells_what_would_be_made_and_what_arms_share(
     assert f"{clips['half']} of them the first arm has too" in lines["half"]
     assert f"{sys.executable} {ROOT}/pipelines/train.py --config {tmp_path}/out/half/seed-1.yaml" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.yaml", "train.yaml"]
+
+
+def test_arms_may_differ_in_captions_or_in_the_dataset(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another dataset those clips are shared that have the same keys; all are judged on the first arm's."""
+    short = mixed_dataset(tmp_path / "short", FINGERPRINTS | {text_column("short"): FINGERPRINTS[text_column("t5")]})
+    fewer = mixed_dataset(tmp_path / "fewer", counts=COUNTS | {"64x64x1": [60]})
+    arms = {"all": [], "short": ["data.text=short"], "mixed": ["data.text={t5: 0.5, short: 0.5}"],
+            "fewer": [f"data.shards={fewer}"]}  # fmt: skip
+    settings = [*SETTINGS, f"data.shards={short}", "train.batch_size=null", "train.batch_tokens=256",
+                "train.batch_multiple=1", "train.steps=200"]  # fmt: skip
+    text = told(capsys, write(tmp_path, shards, arms, settings=settings), "--dry-run", status=0)
+    assert f"judged on 12 clips of {short} that are in no arm (split < 0.2), captions t5" in text
+    lines = {name: next(line for line in text.splitlines() if line.startswith(f"{name}: ")) for name in arms}
+    for name in ("short", "mixed"):
+        assert "in the order of the first; data.text is " in lines[name], name
+    clips = {name: int(line.split()[1]) for name, line in lines.items()}
+    assert clips["all"] > clips["fewer"] > 0 and f"{clips['fewer']} of them the first arm has too" in lines["fewer"]
+    assert f'data.shards is "{fewer}", not "{short}"' in lines["fewer"] and "in the order" not in lines["fewer"]
 
 
 def with_fingerprint(column: str, **changes: object) -> dict[str, dict]:

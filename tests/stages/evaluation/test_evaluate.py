@@ -14,9 +14,10 @@ from pipelines.evaluate import main
 from shards.errors import DatasetError
 from stages.errors import ConfigError
 from stages.evaluation.config import EvaluateConfig
+from stages.evaluation.estimate import Proportion
 from stages.evaluation.evaluate import evaluate, result_lines
 from stages.evaluation.report import Clip
-from stages.shapes.check import Observed, Share
+from stages.shapes.check import Observed
 from stages.shapes.render import Combination, caption, combinations, held_out, seen
 from stages.video import write_mp4
 from tests.stages.evaluation.finished_run import finished_run, metrics_line, write_samples
@@ -66,7 +67,7 @@ def test_ground_truth_is_all_right(summary: dict, truth: EvaluateConfig):
     for kind, count in (("seen", len(seen())), ("held_out", len(held_out()))):
         for numbers in summary["adherence"][kind].values():
             assert (numbers["right"], numbers["samples"], numbers["share"]) == (count, count, 1.0)
-            assert numbers["interval"] == pytest.approx(Share(count, count).interval)
+            assert numbers["interval"] == pytest.approx(Proportion(count, count).interval)
     assert summary["samples"] == summary["scored"] == 72
     assert json.loads((Path(truth.output) / "summary.json").read_text()) == summary
     metrics = json.loads((Path(truth.output) / "metrics.json").read_text())
@@ -114,7 +115,7 @@ def test_the_page_tells_result_curve_dataset_and_settings(summary: dict):
     assert sum(attributes.get("class") == "smooth" for attributes in page.all("path")) == 2
     for fact in ("rows of metadata 9", "duplicates 1", "rejected: too short 1", "bucket 64 × 64 × 16 2 samples"):
         assert fact in page.text
-    for setting in ("input: shapes", "steps: 2400", "guidance_scale: 2.0"):
+    for setting in ("input: shapes", "steps: 2400", "guidance_scale: 2.0", f"output: {Path(summary['report']).parent}"):
         assert setting in page.text
 
 
@@ -185,13 +186,30 @@ def test_a_damaged_log_is_named(some: EvaluateConfig, spoilt: str, message: str)
         ('{"samples": [{"file": "0000.mp4"}]}', "no summary of sample.*prompt"),
         ('{"samples": []}', "lists no samples"),
         ('{"samples": [{"file": "gone.mp4", "prompt": "x", "seed": 0}]}', r"gone.mp4, which is not there"),
-        ('{"samples": [{"file": "summary.json", "prompt": "x", "seed": 0}]}', "cannot be checked.*run sample again"),
+        ('{"samples": [{"file": "torn.mp4", "prompt": "x", "seed": 0}]}', "cannot be checked.*run sample again"),
+        (
+            '{"samples": [{"file": "latents.safetensors", "prompt": "x", "seed": 0}]}',
+            "lists latents.safetensors, expected .mp4: run sample again with mp4 among its formats",
+        ),
     ],
 )
 def test_a_damaged_list_of_samples_is_named(some: EvaluateConfig, listed: str, message: str):
     (Path(some.samples) / "summary.json").write_text(listed)
+    (Path(some.samples) / "torn.mp4").write_bytes((Path(some.samples) / "0000.mp4").read_bytes()[:100])
     with pytest.raises(ConfigError, match=message):
         evaluate(some)
+
+
+def test_of_several_formats_the_video_is_shown(some: EvaluateConfig):
+    """formats=[gif,mp4] lists the .gif files."""
+    file = Path(some.samples) / "summary.json"
+    file.write_text(file.read_text().replace(".mp4", ".gif"))
+    for video in Path(some.samples).glob("*.mp4"):
+        video.with_suffix(".gif").write_bytes(b"GIF89a")
+    summary = evaluate(some)
+    assert summary["scored"] == 4 and summary["adherence"]["seen"]["all_three"]["share"] == 1
+    videos = [str(video["data-src"]) for video in Reader(Path(summary["report"])).all("video")]
+    assert len(videos) == 4 and all(b"ftyp" in base64.b64decode(video.partition(",")[2])[:12] for video in videos)
 
 
 def test_a_folder_that_is_absent_is_named(some: EvaluateConfig, tmp_path: Path):
@@ -247,3 +265,8 @@ def test_a_dry_run_writes_nothing(some: EvaluateConfig, capsys: pytest.CaptureFi
     main(["--dry-run", *(f"{key}={getattr(some, key)}" for key in ("samples", "run", "shards", "output"))])
     assert "4 samples to show, 4 of them to check" in capsys.readouterr().out
     assert not Path(some.output).exists()
+
+
+def test_progress_is_told_without_a_terminal_too(some: EvaluateConfig, capsys: pytest.CaptureFixture[str]):
+    evaluate(some)
+    assert "check: 4 of 4" in capsys.readouterr().err

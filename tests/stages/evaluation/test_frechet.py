@@ -62,10 +62,10 @@ def test_the_bias_of_few_samples_is_shown_and_taken_off(shift: float, truth: flo
     )
     assert at_half == pytest.approx(2 * distance, rel=0.3) and distance > 0.2
     assert abs(extrapolated) < 0.3 * distance
-    assert all(one.interval[0] < one.distance < one.interval[1] for one in found)
 
 
 def test_the_interval_is_the_spread_of_repeated_measurements() -> None:
+    """So it holds, in about 95 of 100 of them, what their mean is at this number of samples."""
     draw = np.random.default_rng(4)
     found = [
         measure_frechet("test", draw.normal(size=(100, 3)), draw.normal(0.5, size=(100, 3)), diagnostic=True)
@@ -73,6 +73,8 @@ def test_the_interval_is_the_spread_of_repeated_measurements() -> None:
     ]
     spread = 2 * 1.96 * np.std([one.distance for one in found])
     assert np.median([np.ptp(one.interval) for one in found]) == pytest.approx(spread, rel=0.3)
+    usual = np.mean([one.distance for one in found])
+    assert 0.85 <= np.mean([one.interval[0] <= usual <= one.interval[1] for one in found]) < 1
 
 
 def test_below_2048_samples_it_warns() -> None:

@@ -111,6 +111,7 @@ def test_of_two_runs_the_clips_are_those_that_neither_was_trained_on(shards: Pat
         ({"holdout": 0}, "clips 'training', not 'held-out'"),
         ({"text_encoder": {"weights_hash": "cc", "dim": 6}}, "text_encoder .*cc"),
         ({"vae": {**vae(), "weights_hash": "other"}}, "vae .*other"),
+        ({"frame_interval_s": 1 / 4}, "frame_interval_s 0.25, not 0.125"),
         ({"buckets": ("64x64x16",)}, "buckets 64x64x16, not 64x64x8"),
     ],
 )

@@ -15,6 +15,7 @@ from shards.schema import LATENTS, MEAN
 from stages.errors import ConfigError
 from stages.evaluation.config import ClipsConfig, EvaluateConfig, LossConfig
 from stages.evaluation.evaluate import evaluate, result_lines
+from stages.evaluation.measure import Subject
 from stages.video import write_mp4
 from tests.stages.evaluation.test_clip_score import tiny_clip
 from tests.stages.evaluation.test_evaluate import Reader
@@ -71,8 +72,7 @@ def test_all_is_measured_with_numbers_and_intervals(metrics: dict) -> None:
     assert loss["clips"] == metrics["real_clips"] == "held-out" and len(loss["levels"]) == 3
     for curve in (loss["checkpoint"], loss["against"], loss["difference"]):
         for estimate in (curve["overall"], *curve["by_level"]):
-            assert estimate["interval"][0] <= estimate["value"] <= estimate["interval"][1]
-            assert estimate["samples"] == 10
+            assert estimate["samples"] == 10 and estimate["interval"] is not None
     assert [row["name"] for row in metrics["motion"]] == ["motion", "flicker", "frozen", "sharpness", "colour_drift"]
     for row in (*metrics["motion"], metrics["nearest"], metrics["clip_score"]):
         assert (row["samples"]["samples"], row["real"]["samples"]) == (6, 8)
@@ -80,7 +80,6 @@ def test_all_is_measured_with_numbers_and_intervals(metrics: dict) -> None:
     assert [row["diagnostic"] for row in metrics["frechet"]] == [False, True]
     for row in metrics["frechet"]:
         assert row["samples"] == 6 and row["warning"].startswith("6 samples: below 2048")
-        assert row["interval"][0] <= row["distance"] <= row["interval"][1]
     nearest = metrics["nearest"]
     assert nearest["training"] > 20 and len(nearest["pairs"]) == 6 and len(nearest["nearer"]["interval"]) == 2
 
@@ -107,21 +106,31 @@ def test_the_command_ends_with_the_most_important(summary: dict) -> None:
 
 
 def test_real_clips_as_samples_are_at_no_distance(config: EvaluateConfig, folder: Path, tmp_path: Path) -> None:
-    """Of a folder of videos without latents: those of the very clips that they are compared with."""
+    """Of a folder of videos without latents: those of the very clips that they are compared with, of three prompts."""
     held_out, vae = Dataset.open(folder / "shards", filter="split < 0.3"), FrozenVAE.load("tiny")
     rows = range(held_out.index(SIZE).num_rows)
     for row in rows:
         write_mp4(tmp_path / f"{row}.mp4", vae.decode(held_out.read(SIZE, row, LATENTS)[MEAN]), 8, crf=0)
-    listed = [{"file": f"{row}.mp4", "prompt": f"prompt {row}", "seed": 0} for row in rows]
+    listed = [{"file": f"{row}.mp4", "prompt": f"prompt {row % 3}", "seed": 0} for row in rows]
     (tmp_path / "summary.json").write_text(json.dumps({"samples": listed}))
     given = replace(config, samples=str(tmp_path), output=str(tmp_path / "report"), against="", clip="",
-                    clips=ClipsConfig())  # fmt: skip
+                    loss=LossConfig(1, 1), clips=ClipsConfig())  # fmt: skip
     evaluate(given)
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    # H.264 costs next to nothing here, except that it halves the colours, whose edges are then less sharp.
+    tolerances = {"motion": 0.01, "flicker": 0.01, "frozen": 0, "sharpness": 0.25, "colour_drift": 0.01}
     for row in found["motion"]:
-        # Not equal: H.264 halves the colours, and these latents are loud ones.
-        assert row["samples"]["value"] == pytest.approx(row["real"]["value"], rel=0.25, abs=0.5), row["name"]
+        expected = pytest.approx(row["real"]["value"], rel=tolerances[row["name"]])
+        assert row["samples"]["value"] == expected != 0, row["name"]
     assert found["frechet"][0]["distance"] < 1e-4 < np.sum(found["frechet"][0]["at_half"])
+    for row in (*found["motion"], found["nearest"]):
+        assert (row["samples"]["samples"], row["samples"]["groups"]) == (len(rows), 3), "one prompt is one group"
+
+
+def test_a_dataset_that_was_moved_is_that_of_both_runs(folder: Path, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, tmp_path / "gone", seed=seed) for seed, name in enumerate(("run", "other"))]
+    subject = Subject.open(EvaluateConfig(str(runs[0]), str(runs[1]), shards=str(folder / "shards")))
+    assert subject.against and subject.against.data.shards == str(folder / "shards")
 
 
 def test_samples_of_a_size_that_was_not_trained_are_not_compared(config: EvaluateConfig, tmp_path: Path) -> None:

@@ -61,9 +61,11 @@ def test_copies_are_found_and_named(dataset: Dataset) -> None:
     fresh = [draw.normal(size=(2, 4, 2, 2)).repeat(4, 0).repeat(4, 2).repeat(4, 3) for _ in range(16)]
     samples = np.stack([signature(clip) for clip in (*copies, *fresh)])
     names = [f"{number}.mp4" for number in range(20)]
-    found = measure_nearest(dataset, SIZE, 1000, (samples, names), (real, index["source"].to_pylist()))
+    prompts = [f"prompt {number // 2}" for number in range(20)]
+    found = measure_nearest(dataset, SIZE, 1000, (samples, names, prompts), (real, index["source"].to_pylist()))
     assert found is not None and found.training == CLIPS
-    assert 4 <= found.nearer.right <= 7 and found.nearer.total == 20  # of 16 that are no copies about one is as near
+    assert (found.samples.samples, found.samples.groups) == (20, 10), "samples of one prompt are one group"
+    assert 4 <= found.nearer.count <= 7 and found.nearer.total == 20  # of 16 that are no copies about one is as near
     assert {(pair.sample, pair.clip) for pair in found.pairs[:4]} == {
         (f"{number}.mp4", index["key"][row].as_py()) for number, row in enumerate((7, 2, 40, 41))
     }
@@ -77,4 +79,4 @@ def test_training_clips_of_one_source_are_no_yardstick(dataset: Dataset) -> None
     index = dataset.index(SIZE)
     only = Dataset.open(dataset.path, filter=f"source == '{index['source'][0].as_py()}'")
     query = signature(latents_of(dataset, 0))[None]
-    assert measure_nearest(only, SIZE, 10, (query, ["a.mp4"]), (query, [index["source"][0].as_py()])) is None
+    assert measure_nearest(only, SIZE, 10, (query, ["a.mp4"], ["a"]), (query, [index["source"][0].as_py()])) is None

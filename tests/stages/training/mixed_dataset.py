@@ -19,15 +19,20 @@ FINGERPRINTS: dict[str, dict[str, Any]] = {
 }
 
 
-def mixed_dataset(folder: Path, fingerprints: Mapping[str, dict[str, Any]] = FINGERPRINTS) -> Path:
+def mixed_dataset(
+    folder: Path,
+    fingerprints: Mapping[str, dict[str, Any]] = FINGERPRINTS,
+    counts: Mapping[str, list[int]] = COUNTS,
+) -> Path:
     create_dataset(folder, "mixed")
-    for bucket, counts in COUNTS.items():
+    for bucket, of_shards in counts.items():
         for column, fingerprint in fingerprints.items():
             fingerprint_hash = ensure_fingerprint(folder, Bucket.parse(bucket), column, fingerprint)
-            for shard, count in enumerate(counts):
+            for shard, count in enumerate(of_shards):
                 samples = sorted((_sample(bucket, column, shard, n) for n in range(count)), key=lambda one: one.key)
                 write_shard(folder / bucket / column, shard, samples, fingerprint_hash=fingerprint_hash)
-    write_null_text(folder, text_column("t5"), np.zeros((1, 6), np.float16))
+    for column in fingerprints.keys() - {LATENTS}:
+        write_null_text(folder, column, np.zeros((1, 6), np.float16))
     compact(folder, {})
     return folder
 
