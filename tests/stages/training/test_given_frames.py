@@ -94,7 +94,8 @@ class Mixer(torch.nn.Module):
     def forward(self, latents, timestep, text, mask, *, frame_interval_s, size):
         self.latents, self.timestep = latents, timestep
         told = timestep.reshape(len(latents), 1, -1, 1, 1) / 1000
-        told = told + (text * mask[:, :, None]).sum((1, 2))[:, None, None, None, None]
+        text = text if mask is None else text * mask[:, :, None]
+        told = told + text.sum((1, 2))[:, None, None, None, None]
         seen = latents * (1 + told)
         return torch.tanh(seen + seen.mean(2, keepdim=True)).repeat(1, self.channels // 2, 1, 1, 1)
 

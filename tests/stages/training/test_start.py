@@ -103,8 +103,10 @@ def test_an_empty_caption_of_any_length_takes_the_place_of_a_dropped_one(null_le
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     class Model(torch.nn.Module):
-        def forward(self, latents: torch.Tensor, _: Any, text: torch.Tensor, mask: torch.Tensor, **__: Any) -> Any:
-            seen.append((text, mask))
+        def forward(
+            self, latents: torch.Tensor, _: Any, text: torch.Tensor, mask: torch.Tensor | None, **__: Any
+        ) -> Any:
+            seen.append((text, torch.ones(text.shape[:2], dtype=torch.bool) if mask is None else mask))
             return latents
 
     null = torch.randn(null_length, 3)

@@ -28,6 +28,7 @@ class Scale(torch.nn.Module):
 
     def forward(self, latents, timestep, text, mask, *, frame_interval_s, size):
         assert not self.training and not torch.is_grad_enabled()
+        mask = torch.ones(text.shape[:2]) if mask is None else mask
         told = timestep / 1000 + (text * mask[:, :, None]).sum((1, 2)) / mask.sum(1)
         return latents * 0.5 + told[:, None, None, None, None]
 
