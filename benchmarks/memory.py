@@ -22,6 +22,7 @@ from models.activations import ActivationMemory
 from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
 from pipelines.config import load_config
+from stages.errors import at_least
 from stages.training.memory import GPU_SLACK_BYTES, StepMemory, state_bytes
 from tests.models.networks import latte
 
@@ -29,6 +30,9 @@ POLICIES: tuple[ActivationMemory, ...] = get_args(ActivationMemory)
 REACHES: dict[ActivationMemory, float] = {"none": 0.70, "block": 0.05}  # of Latte's bytes
 VAE_FACTOR = 8
 PAIRS, LATENTS, TEXT_TOKENS = 28, (16, 32, 32), 120  # of the clip whose kept bytes are counted
+
+
+PATCH_PIXELS = 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,13 @@ class Case:
     precision: str = "bf16"
     mlp_chunk_tokens: int | None = None
     gpu_gb: float = 141.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "height", "width", "frames", "batch", "text_tokens", "ranks")
+        if self.height % PATCH_PIXELS or self.width % PATCH_PIXELS:
+            raise ValueError(f"found {self.height} x {self.width}, expected multiples of {PATCH_PIXELS}")
+        if self.zero_stage not in (1, 2, 3):
+            raise ValueError(f"zero_stage: found {self.zero_stage}, expected 1, 2 or 3")
 
 
 CASES = (

@@ -37,9 +37,11 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     online = Online()
-    stored = Samples(Bucket(CLIPS.height, CLIPS.width, CLIPS.frames), 2, 64, text_dim=NETWORK.text_dim)
+    text_tokens = online.texts().shape[1]  # in all arms
+    bucket = Bucket(CLIPS.height, CLIPS.width, CLIPS.frames)
+    stored = Samples(bucket, 2, 64, text_tokens=text_tokens, text_dim=NETWORK.text_dim)
     step = TrainingStep(Transformer(NETWORK), torch.float32, LatentStats.of(online.vae.identity))
-    batch = random_batch(CLIPS, NETWORK)
+    batch = random_batch(replace(CLIPS, text_tokens=text_tokens), NETWORK)
     with tempfile.TemporaryDirectory() as folder:
         loader = loader_of(stored.render(Path(folder) / "dataset"), stored.bucket, CLIPS.batch, DataConfig())
         with closing(loader.batches(0, ROUNDS + 1)) as batches:
