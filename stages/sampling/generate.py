@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from models.latents import LatentStats
-from models.weights import CheckpointInfo, read_info, read_null_text
+from models.weights import CheckpointInfo, read_info, read_null_text, some
+from stages.errors import WorkError
 from stages.output import progress_bar
 from stages.sampling import ranks
 from stages.sampling.checkpoint import check_models, check_ranks, check_sampler, latent_shape
@@ -42,7 +43,10 @@ def denoise_all(
     shape: tuple[int, int, int, int],
     models: Models,
 ) -> torch.Tensor:
-    """Normalised latents, [N, C, T, h, w], of which each rank, or group of ranks, makes a share."""
+    """Normalised latents, [N, C, T, h, w], of which each rank, or group of ranks, makes a share.
+
+    Raises WorkError where they are not finite.
+    """
     model = models.transformer(checkpoint, weights=config.weights).to(models.device, DTYPES[config.precision])
     if config.compile:
         model.compile_blocks(any_size=False)
@@ -57,7 +61,19 @@ def denoise_all(
             made = denoise(model, info, filled, shape, config, on_step=bar.update)
             if ranks.rank() % sharing == 0:  # the others of a group have made the same
                 latents[list(batch)] = made[: len(batch)].cpu()
-    return ranks.summed(latents)
+    ranks.summed(latents)
+    check_finite(latents, requests)
+    return latents
+
+
+def check_finite(latents: torch.Tensor, requests: Sequence[Request]) -> None:
+    """Raises WorkError where a sample is no picture."""
+    seeds = [str(request.seed) for request, made in zip(requests, latents, strict=True) if not made.isfinite().all()]
+    if seeds:
+        raise WorkError(
+            f"{len(seeds)} of {len(requests)} samples are not finite (seeds {some(seeds)}): guidance_scale may be too "
+            "high, or T5's embedding of a prompt beyond float16, or the weights not finite themselves"
+        )
 
 
 def fixed_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[int, ...]]:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from models.loading import load_transformer
 from models.text import TextEncoder
 from models.vae import FrozenVAE
+from pipelines.command import run
+from pipelines.sample import main
 from stages.sampling.config import SampleConfig, TextEncoderConfig
 from stages.sampling.denoise import Given, Request
 from stages.sampling.generate import fixed_batches
@@ -83,3 +85,13 @@ def test_compiled_blocks_make_the_same_latents(tmp_path: Path, monkeypatch: pyte
         made.append(load_file(folder / "latents.safetensors")["latents"])
     assert graphs == [0, 2]  # a spatial and a temporal block
     torch.testing.assert_close(made[1], made[0], rtol=0, atol=2**-9)  # two roundings to float16
+
+
+def test_samples_that_are_not_finite_fail_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of three, where guidance overflows; none of them is written."""
+    arguments = ["text_prompt=[one, two, three]", f"ckpt={small_run(tmp_path / 'run')}", f"output={tmp_path / 'out'}",
+                 "height=32", "width=32", "frames=2", "steps=2", "guidance_scale=1e38", "seed=5"]  # fmt: skip
+    assert run(main, arguments) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "3 of 3 samples are not finite (seeds 5, 6, 7): guidance_scale may be too high" in told
+    assert not list((tmp_path / "out").glob("*.mp4"))
