@@ -17,19 +17,20 @@ from stages.video import write_mp4
 from tests.stages.sampling.test_files import frames
 from tests.stages.small_run import small_run
 
-PROMPTS = ["a red ball moves left", "a rather long prompt of a blue square that moves up and up", "ein Würfel, 100 %"]
+PROMPTS = ["a red ball moves left", "a rather long prompt of a blue square that moves up and up", "ein Würfel, 100 %",
+           "a cube"]  # fmt: skip
 SIZES = ["height=32", "width=48", "frames=3"]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three samples of two batches, in every format, beside the run that they are from."""
+    """Four samples of two batches, in every format, beside the run that they are from."""
     folder = tmp_path_factory.mktemp("made")
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     arguments = [f"text_prompt={prompts}", f"ckpt={small_run(folder / 'run')}", f"output={folder / 'out'}", *SIZES,
-                 "seed=40", "steps=3", "guidance_scale=3.5", "negative_prompt=[blue, '', a green ball]", "batch_size=2",
-                 "fps=6", "formats=[mp4, png, latents]"]  # fmt: skip
+                 "seed=40", "steps=3", "guidance_scale=3.5", "negative_prompt=[blue, '', a green ball, '']", "fps=6",
+                 "batch_size=3", "guidance_interval=[0.3, 0.9]", "formats=[mp4, png, latents]"]  # fmt: skip
     assert run(main, arguments) == 0
     return folder
 
@@ -44,12 +45,12 @@ def test_a_video_carries_prompt_seed_checkpoint_and_settings(made: Path) -> None
     assert (record["prompt"], record["seed"], record["step"]) == (PROMPTS[2], 42, 7)
     settings = record["settings"]
     assert (settings["text_prompt"], settings["seed"], settings["fps"]) == ([PROMPTS[2]], 42, 6)
-    assert (settings["steps"], settings["guidance_scale"], settings["batch_size"]) == (3, 3.5, 2)
+    assert (settings["steps"], settings["guidance_scale"], settings["batch_size"]) == (3, 3.5, 3)
     assert Path(settings["ckpt"]) == made / "run" / "checkpoints" / "step-0000007"
     assert len(settings["ckpt_hash"]) == 32
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_a_video_is_made_again_to_the_last_bit(number: int, made: Path, tmp_path: Path) -> None:
     """Alone, though it was one of several. x264 may round otherwise from run to run: its pixels within a level."""
     assert run(main, ["--from-file", str(video(made, number)), f"output={tmp_path}"]) == 0
