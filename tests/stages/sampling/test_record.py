@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from pipelines.command import run
@@ -96,6 +98,24 @@ def test_other_weights_at_the_same_place_are_refused(
     moved = tmp_path / "moved"
     shutil.copytree(made / "run", moved)
     assert run(main, [*arguments[:-1], f"ckpt={moved}"]) == 0
+
+
+def test_a_decoded_video_says_how_its_latents_were_made(made: Path, tmp_path: Path) -> None:
+    latents = made / "out/latents.safetensors"
+    assert run(main, [f"latents={latents}", f"output={tmp_path / 'own'}", "vae_batch_frames=2"]) == 0
+    theirs = read_record(video(made, 2))["settings"]
+    found = read_record(next((tmp_path / "own").glob("0002-*.mp4")))["settings"]
+    changed = {"latents": str(latents), "vae_batch_frames": 2, "formats": ["mp4"], "fps": None}
+    assert found == theirs | changed and found["steps"] == 3
+    saved = yaml.safe_load((tmp_path / "own/config.yaml").read_text())
+    assert saved["latents"] == str(latents) and not {"steps", "ckpt", "text_prompt"} & set(saved)
+
+    trained = replace(SampledLatents.read(latents), settings=())  # as a training leaves them
+    trained.save(tmp_path / "step.safetensors")
+    assert run(main, [f"latents={tmp_path / 'step.safetensors'}", f"output={tmp_path / 'trained'}"]) == 0
+    record = read_record(next((tmp_path / "trained").glob("0002-*.mp4")))
+    assert (record["prompt"], record["seed"], record["step"]) == (PROMPTS[2], 42, 7)
+    assert not {"steps", "guidance_scale", "ckpt", "sampler"} & set(record["settings"])
 
 
 def test_files_that_cannot_be_made_again_are_one_clear_line(
