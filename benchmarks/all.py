@@ -17,7 +17,9 @@ import torch
 
 from benchmarks.table import FOLDER, Row, report
 
-SHORT = ("memory", "text_encoder", "loader", "decoders", "precompute", "train_step", "corruption", "fuzz_videos")
+SHORT = (
+    "memory", "model", "text_encoder", "loader", "decoders", "precompute", "train_step", "corruption", "fuzz_videos",
+)  # fmt: skip
 LONG = ("sampling", "encode", "encode_memory", "exactness", "fuzz_metadata", "plan", "kills", "road")
 GPU = ("gpu",)
 ALL = SHORT + LONG + GPU
@@ -30,7 +32,7 @@ def main() -> int:
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in ALL]
     if unknown:
-        print(f"error: found {unknown[0]!r}, expected some of {', '.join(SHORT + LONG + GPU)}", file=sys.stderr)
+        print(f"error: found {unknown[0]!r}, expected some of {', '.join(ALL)}", file=sys.stderr)
         return 2
     here = SHORT + (LONG if options.long else ()) + (GPU if torch.cuda.is_available() else ())
     failed, rows = [], []

@@ -3,10 +3,13 @@
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 FOLDER = Path("outputs/benchmarks")
 
@@ -27,13 +30,30 @@ class Row:
 def report(name: str, rows: Sequence[Row], packages: Sequence[str]) -> None:
     """Print the table and write ``outputs/benchmarks/NAME.json``."""
     for row in rows:
-        ratio = "" if row.ratio is None else f"  {row.ratio:.3g} of {row.against}"
-        reach = "" if row.holds is None else f"  reach {row.reach}: {'yes' if row.holds else 'NO'}"
-        print(f"{row.name:56} {row.value:10.4g} {row.unit:9}{ratio}{reach}")
+        show(row)
+    save(name, rows, packages)
+
+
+def show(row: Row) -> None:
+    ratio = "" if row.ratio is None else f"  {row.ratio:.3g} of {row.against}"
+    reach = "" if row.holds is None else f"  reach {row.reach}: {'yes' if row.holds else 'NO'}"
+    print(f"{row.name:56} {row.value:10.4g} {row.unit:9}{ratio}{reach}", flush=True)
+
+
+def save(name: str, rows: Sequence[Row], packages: Sequence[str]) -> None:
     content = {
         "rows": [asdict(row) for row in rows],
-        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": _machine(),
         "versions": {package: version(package) for package in packages},
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _machine() -> dict[str, object]:
+    processors = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    machine = {"processor": (processors or [platform.machine()])[0], "cores": os.cpu_count()}
+    machine |= {"python": platform.python_version()}
+    if torch.cuda.is_available():
+        machine |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return machine

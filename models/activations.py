@@ -34,6 +34,8 @@ Unit = Literal["block", "pair"]
 _UNITS: dict[ActivationMemory, Unit] = {
     "none": "block", "selective": "block", "block": "block", "pair": "pair", "offload": "pair",
 }  # fmt: skip
+# Smaller tensors are kept all the same: to fill them again would cost more time than their memory is worth.
+SMALLEST_FORGOTTEN_BYTES = 4 * 2**20
 _lean: ContextVar[bool] = ContextVar("lean", default=False)
 
 
@@ -58,13 +60,15 @@ def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor, chunk_tokens: int
 
 
 def through(costly: Callable[[Tensor], Tensor], cheap: Callable[..., Tensor], *sources: Tensor) -> Tensor:
-    """``costly(cheap(*sources))``, where `keep` asks for it without keeping what lies between.
+    """``costly(cheap(*sources))``, where `keep` asks for it without keeping what lies between, as large as its first
+    source.
 
     Its memory is given back when ``costly`` is done, and filled again just before ``costly`` goes backward; so
     ``costly`` may be any modules that save it, and ZeRO may do with their weights as it does. Compiled code is left
     alone, as the compiler chooses itself what is cheaper to compute again.
     """
-    if torch.compiler.is_compiling() or not _lean.get():
+    small = sources[0].nbytes < SMALLEST_FORGOTTEN_BYTES
+    if torch.compiler.is_compiling() or not _lean.get() or small:
         return costly(cheap(*sources))
     between = _Forgotten.apply(cheap, *sources)
     result = costly(between)

@@ -73,7 +73,7 @@ def scalar_features(values: Tensor) -> Tensor:
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Adaptive layer norm: x [B, T, N, D]; shift and scale [B, F, 1, D]."""
-    return functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+    return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
 
 
 class PatchEmbed(nn.Module):
@@ -261,11 +261,11 @@ class SpatialBlock(Block):
         text [B, L, 1, D], or the cross-attention's keys and values of it; mask [B, 1, 1, L] bool, see `Attention`.
         """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(timestep)
-        x = x + gate * through(self._attend_frames, modulated, x, shift, scale)
+        x = torch.addcmul(x, gate, through(self._attend_frames, modulated, x, shift, scale))
         # All frames are queries of one call: keys and values of the text are projected once a sample.
         tokens = x.flatten(1, 2)[:, :, None]  # [B, T*N, 1, D]
         x = x + self.attn2(tokens, text, mask).view_as(x)
-        return x + gate_mlp * through(self.ff, modulated, x, shift_mlp, scale_mlp)
+        return torch.addcmul(x, gate_mlp, through(self.ff, modulated, x, shift_mlp, scale_mlp))
 
     def _attend_frames(self, x: Tensor) -> Tensor:
         frames = x.flatten(0, 1)[:, :, None]  # [B*T, N, 1, D]
@@ -293,8 +293,8 @@ class TemporalBlock(Block):
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(timestep)
         shift = shift if added is None else shift + added
         attend = partial(self._attend_times, rotation=rotation)
-        x = x + gate * through(attend, modulated, x, shift, scale)
-        return x + gate_mlp * through(self.ff, modulated, x, shift_mlp, scale_mlp)
+        x = torch.addcmul(x, gate, through(attend, modulated, x, shift, scale))
+        return torch.addcmul(x, gate_mlp, through(self.ff, modulated, x, shift_mlp, scale_mlp))
 
     def _attend_times(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         if not self.full:

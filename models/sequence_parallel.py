@@ -27,7 +27,7 @@ class SharedVideo:
 
     def __init__(self, group: dist.ProcessGroup | None, frames: int, tokens: int) -> None:
         ranks = dist.get_world_size(group) if group else 1
-        self._group = group if 1 < ranks <= min(frames, tokens) else None
+        self._group = group if _share_it(ranks, frames, tokens) else None
         self._rank = dist.get_rank(self._group) if self._group else 0
         self._frames, self._tokens = _shares(frames, ranks), _shares(tokens, ranks)
 
@@ -90,6 +90,17 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         return _AllToAll.apply(gradients[0].contiguous(), ctx.take, ctx.give, ctx.group), None, None, None
+
+
+def largest_share(ranks: int, frames: int, tokens: int) -> int:
+    """Of a video's tokens, how many the rank with the most holds."""
+    if not _share_it(ranks, frames, tokens):
+        return frames * tokens
+    return max(max(_shares(frames, ranks)) * tokens, frames * max(_shares(tokens, ranks)))
+
+
+def _share_it(ranks: int, frames: int, tokens: int) -> bool:
+    return 1 < ranks <= min(frames, tokens)
 
 
 def _shares(count: int, ranks: int) -> list[int]:

@@ -12,6 +12,9 @@ from tests import object_store
 
 NO_ASSETS = "set WISESORA_ASSETS to a folder of real clips to run this test"
 
+# Ray gives way to all else by default: beside another test file its workers would hardly come to run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 _unwanted_skips: list[str] = []
 
 

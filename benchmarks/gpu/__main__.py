@@ -10,13 +10,14 @@ DeepSpeed, Ray or a decoder: the step is benchmarks.plain_step's.
 
 import argparse
 import sys
+import traceback
 from dataclasses import replace
 
 import torch
 
 from benchmarks.gpu import encoders, kernels, training
 from benchmarks.gpu.machine import Machine
-from benchmarks.table import report
+from benchmarks.table import Row, save, show
 
 SLICES = {
     "kernels": kernels.measure,
@@ -42,14 +43,27 @@ def main() -> int:
         print("error: found no CUDA device, expected one; --toy tries the code without", file=sys.stderr)
         return 2
     machine = Machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), options.toy)
-    for name in options.slices or SLICES:
-        print(f"{name}{' (toy: these numbers mean nothing)' if options.toy else ''}", flush=True)
-        machine.forget_peak()
-        rows = list(SLICES[name](machine))
-        if options.toy:
-            rows = [replace(row, reach=None, holds=None) for row in rows]
-        report(f"gpu_{name}{'_toy' if options.toy else ''}", rows, ("torch",))
-    return 0
+    failed = [name for name in options.slices or SLICES if not _run(name, machine)]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run(name: str, machine: Machine) -> bool:
+    """Whether it came to its end. Each row is written as it comes, and what fails ends its own slice alone: time on a
+    GPU is dear."""
+    print(f"{name}{' (toy: these numbers mean nothing)' if machine.toy else ''}", flush=True)
+    machine.forget_peak()
+    rows: list[Row] = []
+    try:
+        for row in SLICES[name](machine):
+            rows.append(replace(row, reach=None, holds=None) if machine.toy else row)
+            show(rows[-1])
+            save(f"gpu_{name}{'_toy' if machine.toy else ''}", rows, ("torch",))
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from models.sequence_parallel import largest_share
 from models.transformer import Transformer
 from shards.node_tables import Share, own_table
 from shards.schema import LATENTS
@@ -47,20 +48,26 @@ def settle_batches(config: TrainConfig, world: int, room: float, share: Share = 
 
 def micro_batches(config: TrainConfig, source: Source, model: Transformer, world: int) -> dict[str, StepMemory]:
     """By bucket, what a rank has in memory at once."""
-    settings, column = config.train, next(iter(config.data.text_columns()))
+    settings, columns = config.train, config.data.text_columns()
     parts = world // settings.sequence_parallel * settings.gradient_accumulation
     return {
         bucket: StepMemory(
             model.config,
             size // parts,
-            source.sample_tokens[bucket] // settings.sequence_parallel,
-            int(source.dataset.shapes(bucket, column)[:, 0].max()),
+            _share_tokens(source, model, bucket, settings.sequence_parallel),
+            max(int(source.dataset.shapes(bucket, column)[:, 0].max()) for column in columns),
             settings.activation_memory,
             settings.mlp_chunk_tokens,
             settings.precision,
         )
         for bucket, size in source.order.batch_size.items()
     }
+
+
+def _share_tokens(source: Source, model: Transformer, bucket: str, ranks: int) -> int:
+    """Of one clip, on one of the ranks that share it."""
+    frames, _, height, width = source.dataset.shapes(bucket, LATENTS)[0].tolist()
+    return largest_share(ranks, frames, model.config.tokens(1, height, width))
 
 
 def states_of(config: TrainConfig, model: Transformer, world: int) -> float:

@@ -67,8 +67,8 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "batch_tokens", "batch_multiple", "gradient_accumulation", "sequence_parallel")
-        at_least(self, 1, *counts, "mlp_chunk_tokens")
-        at_least(self, 1, "steps", *counts, "save_every", "keep_last", "log_every", "max_skipped", "milestone_every")
+        at_least(self, 1, *counts, "mlp_chunk_tokens", "steps", "save_every", "keep_last", "log_every", "max_skipped")
+        at_least(self, 1, "milestone_every")
         at_least(self, 0, "max_hours")
         if self.milestone_every and self.milestone_every % self.save_every:
             raise ValueError(f"milestone_every: found {self.milestone_every}, expected a multiple of {self.save_every}")
@@ -112,7 +112,7 @@ def _settled_as(resumed: Path, given: StepConfig) -> StepConfig:
     before = settings_of(resumed)["train"]
     if given.batch_size == "auto":
         given = replace(given, **{name: before[name] for name in ("batch_size", "batch_tokens", "batch_multiple")})
-    return replace(given, attention=before["attention"]) if given.attention == "auto" else given
+    return replace(given, attention=before.get("attention", "auto")) if given.attention == "auto" else given
 
 
 def check(config: TrainConfig, world: int) -> None:

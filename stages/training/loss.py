@@ -94,7 +94,7 @@ class LatentLoss:
         if batch.std is not None and draws.posterior is not None:
             std = self._to_device(batch.std).float().transpose(1, 2)
             latents = latents + std * self._to_device(draws.posterior)
-        text, mask = self._drop_captions(batch, draws.dropout)
+        text, mask = self._with_captions(batch, draws.dropout < self.caption_dropout)
         level = self.objective.levels(draws.level, tokens)
         given = draw_given(self.conditioning, self.seed, batch.positions, latents.shape[2])
         if given.any():  # otherwise one level a sample, which costs the model less
@@ -109,7 +109,7 @@ class LatentLoss:
         latents = self.stats.normalise(self._to_device(batch.mean).float().transpose(1, 2))
         noise = held_out_noise(batch.keys, level, latents.shape[1:])
         levels = torch.full((len(batch.keys),), level)
-        text, mask = self._to_device(batch.text).float(), self._to_device(batch.text_mask)
+        text, mask = self._with_captions(batch, torch.zeros(len(batch.keys), dtype=torch.bool))
         return self._of_frames(model, batch, latents, noise, levels, text, mask).mean(1)
 
     def _of_frames(
@@ -120,7 +120,7 @@ class LatentLoss:
         noise: torch.Tensor,
         level: torch.Tensor,
         text: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """[b, T], from normalised latents and noise [b, C, T, h, w], levels [b] or [b, T] and the text."""
         noise = self._to_device(noise)
@@ -134,18 +134,20 @@ class LatentLoss:
         )
         return self.objective.loss(output, latents, noise, level)
 
-    def _drop_captions(self, batch: Batch, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        text, mask = self._to_device(batch.text).float(), self._to_device(batch.text_mask)  # [b, L, D], [b, L]
-        dropped = self._to_device(uniform < self.caption_dropout)
-        length = self.null_text.shape[0]
-        lacking = max(0, length - mask.shape[1])  # the null of PixArt-alpha's weights is longer than the dataset's
-        text = torch.nn.functional.pad(text, (0, 0, 0, lacking))
-        mask = torch.nn.functional.pad(mask, (0, lacking))
-        null = torch.zeros_like(text[0])
-        null[:length] = self.null_text
-        null_mask = torch.arange(mask.shape[1], device=self.device) < length
-        text = torch.where(dropped[:, None, None], null, text)
-        return text, torch.where(dropped[:, None], null_mask, mask)
+    def _with_captions(self, batch: Batch, dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The text [b, L, D] that the model reads, and its mask [b, L]; None where nothing is padded, which lets more
+        kernels attend to it. dropped: [b] bool, on the host as all that decides the mask."""
+        text, mask = self._to_device(batch.text).float(), torch.as_tensor(batch.text_mask)
+        if dropped.any():
+            length = self.null_text.shape[0]
+            lacking = max(0, length - mask.shape[1])  # the null of PixArt-alpha's weights is longer than the dataset's
+            text = torch.nn.functional.pad(text, (0, 0, 0, lacking))
+            mask = torch.nn.functional.pad(mask, (0, lacking))
+            null = torch.zeros_like(text[0])
+            null[:length] = self.null_text
+            text = torch.where(self._to_device(dropped)[:, None, None], null, text)
+            mask = torch.where(dropped[:, None], torch.arange(mask.shape[1]) < length, mask)
+        return text, None if mask.all() else self._to_device(mask)
 
     def _to_device(self, values: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Without waiting for the device, which may still be at the step before."""

@@ -35,9 +35,9 @@ def settle_attention(config: TrainConfig, network: TransformerConfig, source: So
     frames = int(source.dataset.shapes(bucket, LATENTS)[0][0])
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     seconds = kernel_seconds(network, (1, frames, source.sample_tokens[bucket] // frames), ranks.device, dtype)
-    if not seconds:
+    fastest = from_main(min(seconds, key=lambda kernel: seconds[kernel], default=None))
+    if fastest is None:
         return config
-    fastest = from_main(min(seconds, key=lambda kernel: seconds[kernel]))
     told = ", ".join(f"{kernel} {1e3 * taken:.2f} ms" for kernel, taken in seconds.items())
     ranks.print(f"attention by {fastest}, the fastest for {bucket}: {told} a pair of blocks")
     return replace(config, train=replace(config.train, attention=fastest))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.memory import saved_bytes
-from models import layers
+from models import activations, layers
 from models.activations import ActivationMemory
 from models.transformer import Transformer, TransformerConfig
 from tests.models.networks import SMALL, inputs, latte, random_transformer
@@ -22,6 +22,11 @@ CONFIGS = {
     "full and rope": replace(SMALL, temporal_attention="full", temporal_pos="rope"),
 }
 BFLOAT16 = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_are_forgotten_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "SMALLEST_FORGOTTEN_BYTES", 0)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -80,6 +85,15 @@ def test_an_mlp_in_chunks_gives_the_same_up_to_rounding(policy: ActivationMemory
     scale = max(gradient.abs().max() for gradient in expected.values())
     assert any(not torch.equal(found[name], expected[name]) for name in found), "nothing was cut into chunks"
     assert all((found[name] - expected[name]).abs().max() <= 1e-13 * scale for name in expected)
+
+
+def test_small_tensors_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = random_transformer(), inputs(shape=(3, 4, 6))
+    without, _ = saved_bytes(model, *given)
+    largest = given[0].shape[0] * 3 * 2 * 3 * SMALL.width * 4  # batch, frames, rows and columns of patches
+    for bytes_, kept in ((largest, False), (largest + 1, True)):
+        monkeypatch.setattr(activations, "SMALLEST_FORGOTTEN_BYTES", bytes_)
+        assert (saved_bytes(model, *given)[0] > without) is kept
 
 
 def test_latte_has_the_same_gradients_and_keeps_more_bytes() -> None:
