@@ -38,6 +38,11 @@ LAYER_SIZES = (
     "mlp_ratio",
     "text_dim",
 )
+# What is opened beside our checkpoints and runs.
+OTHERS = (
+    f", a diffusers folder (with the config.json of a {diffusers_folder.LATTE} or {diffusers_folder.PIXART}, itself or "
+    "in transformer/), or a .pth of PixArt-alpha or Latte"
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def open_pretrained(path: str | Path, weights: str = "ema") -> Pretrained:
     folder = diffusers_folder.find(place)
     if folder is not None:
         return diffusers_folder.open_folder(folder)
-    folder = find_checkpoint(place)
+    folder = find_checkpoint(place, OTHERS)
     info = read_info(folder)
     takes_over = tuple(field.name for field in fields(TransformerConfig) if field.name not in LAYER_SIZES)
     return Pretrained(

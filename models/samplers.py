@@ -75,7 +75,7 @@ class Sampler:
 def make_sampler(name: SamplerName | None, objective: ObjectiveConfig, steps: int, tokens: int) -> Sampler:
     """A sampler for a model of this objective and a video of so many tokens; by default the objective's first.
 
-    Raises ValueError for a sampler that the prediction has not.
+    Raises ValueError for a sampler that the prediction has not, and for more steps than a diffusion was trained on.
     """
     assert objective.prediction is not None
     known = SAMPLERS[objective.prediction]
@@ -100,6 +100,8 @@ def _flow_sampler(name: SamplerName, steps: int, shift: float) -> Sampler:
 
 
 def _diffusion_sampler(name: SamplerName, prediction: Prediction, steps: int) -> Sampler:
+    if steps > STEPS:
+        raise ValueError(f"steps: found {steps}, expected at most {STEPS} with {name}, those of the training")
     scheduler: Any
     if name == "iddpm":
         scheduler = DDPMScheduler(**TRAINED_BETAS, variance_type="learned_range", clip_sample=False)

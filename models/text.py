@@ -87,6 +87,11 @@ class TextEncoder:
                     embeddings[i] = embedding
         return embeddings
 
+    def too_long(self, captions: list[str]) -> list[str]:
+        """Those of which ``encode`` leaves out the end."""
+        tokens = self._tokenizer([clean_caption(caption) for caption in captions], verbose=False)["input_ids"]
+        return [caption for caption, ids in zip(captions, tokens, strict=True) if len(ids) > self.max_tokens]
+
     def _tokenize(self, captions: list[str]) -> list[list[int]]:
         """Token ids of cleaned captions, the last of each the end of sequence, also when the caption is cut."""
         cleaned = [clean_caption(caption) for caption in captions]

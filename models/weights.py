@@ -13,7 +13,7 @@ Nothing here unpickles. Errors are `WeightsError`, and say what was found and wh
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.diffusers_folder import LATTE, PIXART, read_json, read_safetensors
+from models.diffusers_folder import read_json, read_safetensors
 from models.diffusion import DiffusionConfig
 from models.errors import WeightsError
 from models.flow import FlowConfig
@@ -88,8 +88,11 @@ def save_checkpoint(
     _sync(folder / INFO)
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint folder at `path`: itself, or the newest whole one in a run folder's checkpoints."""
+def find_checkpoint(path: str | Path, or_else: str = "") -> Path:
+    """The checkpoint folder at `path`: itself, or the newest whole one in a run folder's checkpoints.
+
+    or_else: what the caller would open as well, for the message where there is none.
+    """
     path = Path(path)
     if (path / INFO).is_file():
         return path
@@ -99,7 +102,8 @@ def find_checkpoint(path: str | Path) -> Path:
         if (match := STEP_FOLDER.fullmatch(folder.name)) and _is_whole(folder)
     }
     if not steps:
-        raise WeightsError(f"{_found(path)}; expected {_EXPECTED}")
+        expected = f"a checkpoint folder (with {INFO}) or a run folder (with {CHECKPOINTS}/step-*)"
+        raise WeightsError(f"{_found(path)}; expected {expected}{or_else}")
     return steps[max(steps)]
 
 
@@ -117,7 +121,7 @@ def read_null_text(path: str | Path) -> tuple[Tensor, Tensor]:
     return tensors["embedding"], tensors["mask"]
 
 
-def some(names: tuple[str, ...]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first few names, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
 
@@ -160,13 +164,6 @@ def _is_whole(folder: Path) -> bool:
         return False
     files = [NULL_TEXT, *(f"{name}.safetensors" for name in _read_info(folder).weights)]
     return all((folder / file).is_file() for file in files)
-
-
-_EXPECTED = (
-    f"a checkpoint folder (with {INFO}), a run folder (with {CHECKPOINTS}/step-*), "
-    f"a diffusers folder (with the config.json of a {LATTE} or {PIXART}, itself or in transformer/), "
-    "or a .pth of PixArt-alpha or Latte"
-)
 
 
 def _found(path: Path) -> str:

@@ -66,6 +66,6 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
         print(f"failed: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 1
     return 0

@@ -150,15 +150,23 @@ def _examples(name: str, valid: list[str]) -> str:
 
 def _convert(value: Any, hint: Any, name: str, mistakes: list[str]) -> Any:
     options = _options(hint)
-    for option in options:
-        accepted, converted = _accept(_untyped(value), option)
-        if accepted:
-            return converted
-    if isinstance(value, _Typed) and str in options:
-        return value.text
+    for reading in _readings(value, options):
+        for option in options:
+            accepted, converted = _accept(reading, option)
+            if accepted:
+                return converted
     expected = " or ".join(_describe(option) for option in options)
     mistakes.append(f"{name}: found {_untyped(value)!r}, expected {expected}")
     return value
+
+
+def _readings(value: Any, options: tuple[Any, ...]) -> list[Any]:
+    """What a value can be: as YAML reads it, then, from the command line, as it was typed; of a list, each item."""
+    readings = [_untyped(value)]
+    if isinstance(value, _Typed):
+        is_list = isinstance(value.value, list) and any(typing.get_origin(each) in (list, tuple) for each in options)
+        readings.append(yaml.load(value.text, yaml.BaseLoader) if is_list else value.text)
+    return readings
 
 
 def _untyped(value: Any) -> Any:

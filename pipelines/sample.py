@@ -19,14 +19,14 @@ from stages.sampling.sample import describe, sample
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("Make videos from prompts with trained weights.")
-    parser.add_argument("--prompt", help="one prompt; the same as text_prompt=")
+    parser.add_argument("--prompt", help="one prompt, taken as it is")
     parser.add_argument("--from-file", metavar="VIDEO.mp4", type=Path, help="settings of a video that sample made")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher")
     options = parser.read(arguments)
     if options.config and options.from_file:
         raise ConfigError("found --config and --from-file, expected one of them: a video has all its settings")
     base = settings_to_remake(options.from_file) if options.from_file else options.config
-    prompt = [] if options.prompt is None else [("text_prompt", options.prompt)]
+    prompt = [] if options.prompt is None else [("text_prompt", [options.prompt])]
     config = load_config(SampleConfig, base, options.settings, dict(prompt))
     tells = os.environ.get("RANK", "0") == "0"
     if options.dry_run:

@@ -5,8 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+COLUMNS = 8
 
-def contact_sheet(videos: Sequence[np.ndarray], captions: Sequence[str], *, columns: int = 8) -> Image.Image:
+
+def picked(video: np.ndarray, columns: int = COLUMNS) -> np.ndarray:
+    """At most so many frames of a video, evenly, the first and the last among them."""
+    return video[np.linspace(0, len(video) - 1, min(columns, len(video))).round().astype(int)]
+
+
+def contact_sheet(videos: Sequence[np.ndarray], captions: Sequence[str], *, columns: int = COLUMNS) -> Image.Image:
     """One row a video: its frames, evenly picked, with the caption above. videos: uint8 [T, H, W, 3] each."""
     line_px, gap_px = 14, 4
     height, width = videos[0].shape[1:3]
@@ -17,9 +24,8 @@ def contact_sheet(videos: Sequence[np.ndarray], captions: Sequence[str], *, colu
     for row, (video, caption) in enumerate(zip(videos, captions, strict=True)):
         top = gap_px + row * row_px
         pen.text((gap_px, top), caption, fill="black")
-        picked = np.linspace(0, len(video) - 1, min(shown, len(video))).round().astype(int)
-        for column, index in enumerate(picked):
-            sheet.paste(Image.fromarray(video[index]), (gap_px + column * (width + gap_px), top + line_px))
+        for column, frame in enumerate(picked(video, columns)):
+            sheet.paste(Image.fromarray(frame), (gap_px + column * (width + gap_px), top + line_px))
     return sheet
 
 

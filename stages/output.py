@@ -13,6 +13,8 @@ from tqdm import tqdm
 from shards import storage
 from stages.errors import ConfigError
 
+SUMMARY = "summary.json"
+
 
 def output_folder(path: str) -> Path:
     """The folder, made when absent. Raises ConfigError when it cannot be written."""
@@ -49,7 +51,7 @@ def _plain(value: Any) -> Any:
 
 
 def save_summary(folder: storage.Place, summary: dict[str, Any]) -> None:
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
 def progress_bar(total: int, what: str, unit: str) -> tqdm:

@@ -39,6 +39,12 @@ def write_mp4(
         container.mux(stream.encode())
 
 
+def read_frames(path: Path) -> np.ndarray:
+    """All frames of a video, uint8 [T, H, W, 3] RGB."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
 def read_tags(path: Path) -> dict[str, str]:
     """What a video file says of itself. Raises av.FFmpegError where it is no video."""
     with av.open(str(path)) as container:

@@ -45,7 +45,11 @@ def latent_shape(config: SampleConfig, info: CheckpointInfo) -> tuple[int, int, 
 
 
 def check_sampler(config: SampleConfig, info: CheckpointInfo) -> None:
-    """Raises ConfigError for a sampler that this checkpoint has not."""
+    """Raises ConfigError for weights or a sampler that this checkpoint has not."""
+    if config.weights not in info.weights:
+        raise ConfigError(
+            f"weights: found {config.weights!r}, which the checkpoint has not: give weights={info.weights[0]}"
+        )
     try:
         make_sampler(config.sampler, info.objective, config.steps, tokens=1)
     except ValueError as error:

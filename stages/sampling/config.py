@@ -1,14 +1,24 @@
 """What is sampled, from which weights, and how."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal, TypeVar
 
 from models.samplers import SamplerName
 from stages.errors import at_least
 from stages.sampling.prompts import one_each
 
 Format = Literal["mp4", "gif", "png", "latents"]
+Part = TypeVar("Part", bound="DecodeConfig")
+
+MOST_TOGETHER = 8
+"""Samples in a batch, unless batch_size says otherwise."""
+
+
+def whole_path(path: str) -> str:
+    """Of what is there on this machine; a hub id, a URL and the like as it is."""
+    return str(Path(path).absolute()) if os.path.exists(path) else path
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ class GivenConfig:
 
     first: a picture to begin with. last: one to end with, beside ``first``. video: one to go on from, with its last
     ``video_frames`` frames, by default a quarter of the frames to make. loop: end as it begins: with ``first`` again,
-    or with the frames that ``video`` begins with, so that both together go round.
+    or with the frames that ``video`` begins with, so that both together go round. files_hash: of the files that are
+    given to a sample, as an .mp4 records it; others are refused.
 
     Raises ValueError for files that do not go together.
     """
@@ -58,6 +69,7 @@ class GivenConfig:
     video: str | list[str] = ""
     video_frames: int | None = None
     loop: bool = False
+    files_hash: str = ""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "video_frames")
@@ -71,24 +83,33 @@ class GivenConfig:
     def __bool__(self) -> bool:
         return bool(self.first or self.video)
 
-    def of_each(self, count: int) -> list["GivenConfig"]:
-        """What is given to each of ``count`` samples. Raises ConfigError for another number of files."""
+    def located(self) -> "GivenConfig":
+        """With whole paths, so that what is recorded holds from any folder."""
         first, last, video = (
-            one_each(f"given.{name}", getattr(self, name), count) for name in ("first", "last", "video")
+            [whole_path(path) for path in paths] if isinstance(paths, list) else whole_path(paths)
+            for paths in (self.first, self.last, self.video)
         )
-        return [
-            replace(self, first=start, last=end, video=clip)
-            for start, end, clip in zip(first, last, video, strict=True)
-        ]
+        return replace(self, first=first, last=last, video=video)
 
-    @classmethod
-    def of_all(cls, each: "Sequence[GivenConfig]") -> "GivenConfig":
-        """The settings whose ``of_each`` these are."""
-        first, last, video = (
-            paths if any(paths) else ""
-            for paths in ([getattr(one, name) for one in each] for name in ("first", "last", "video"))
-        )
-        return replace(each[0], first=first, last=last, video=video)
+    def of_each(self, count: int) -> list["GivenToOne"]:
+        """What is given to each of ``count`` samples. Raises ConfigError for another number of files."""
+        files = (one_each(f"given.{name}", getattr(self, name), count) for name in ("first", "last", "video"))
+        return [self._to_one(*each) for each in zip(*files, strict=True)]
+
+    def _to_one(self, first: str, last: str, video: str) -> "GivenToOne":
+        """Where it begins with nothing, nothing is given at its end."""
+        if not (first or video):
+            return GivenToOne()
+        return GivenToOne(first, last if first else "", video, self.video_frames, self.loop, self.files_hash)
+
+
+@dataclass(frozen=True)
+class GivenToOne(GivenConfig):
+    """The same of one sample."""
+
+    first: str = ""
+    last: str = ""
+    video: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,69 +121,94 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True)
-class SampleConfig(DenoiseConfig):
+class DecodeConfig:
+    """How latents become files.
+
+    latents: a file of samples that a run left in its ``samples`` folder, or sample by ``formats``; they are decoded by
+      the VAE of pretrained_model_path.
+    pretrained_model_path: the VAE and the text encoder that the shards were made with.
+    vae_batch_frames: frames that the VAE takes at a time, always so many. vae_band_rows: of these, rows that each of
+      its decoder's layers takes at a time, for pictures that do not fit (see `models.vae_bands`).
+    names: of the files: numbered (``0000-a-red-ball.mp4``), or what VBench's evaluator looks for
+      (``vbench/PROMPT-INDEX.mp4``, in a folder that has nothing else).
+    formats: of the samples: H.264 in an .mp4, a .gif, an animated .png without loss; ``latents`` is one file of all.
+    fps: frames a second of the files; by default as the model was trained. It does not change what is made.
+    """
+
+    latents: str = ""
+    pretrained_model_path: str = "tiny"
+    output: str = "outputs/samples"
+    vae_batch_frames: int = 8
+    vae_band_rows: int | None = None
+    names: Literal["numbered", "vbench"] = "numbered"
+    formats: tuple[Format, ...] = ("mp4",)
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "vae_batch_frames", "vae_band_rows")
+        if not self.formats:
+            raise ValueError("formats: found none, expected at least one, such as mp4")
+        if self.fps is not None and not 0 < self.fps <= 240:
+            raise ValueError(f"fps: found {self.fps:g}, expected more than 0 and at most 240")
+
+    @classmethod
+    def part_of(cls: type[Part], config: "DecodeConfig") -> Part:
+        """Those of another's settings that are of this kind."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+    def located(self: Part) -> Part:
+        """With whole paths, as `GivenConfig.located`."""
+        models = self.pretrained_model_path
+        return replace(
+            self,
+            latents=whole_path(self.latents),
+            pretrained_model_path=models if models == "tiny" else whole_path(models),
+        )
+
+
+@dataclass(frozen=True)
+class SampleConfig(DenoiseConfig, DecodeConfig):
     """The settings of ``sample``.
 
-    text_prompt: a prompt, a list of them, or the path of a file with one prompt a line.
-    latents: instead, a file of samples that a run left in its ``samples`` folder. They are decoded by the VAE of
-      pretrained_model_path; what else is set here was settled when they were made.
+    text_prompt: a prompt, a list of them, or the path of a file with one prompt a line. With ``latents`` there is
+      none: all but `DecodeConfig` was settled when they were made.
     ckpt: a run or checkpoint folder; by default the newest run in ``outputs``.
-    pretrained_model_path: the VAE and the text encoder that the shards were made with.
     height, width, frames: pixels and frames; by default the largest bucket that the checkpoint was trained on.
     negative_prompt: what guidance leads away from, one for all prompts or a list of one for each; empty, it is the
       empty caption that the checkpoint was trained with.
     given: frames that are not made.
-    vae_batch_frames: frames that the VAE decodes at a time, always so many. vae_band_rows: of these, rows that each of
-      its layers takes at a time, for pictures that do not fit (see `models.vae_bands`).
     batch_size: samples that run together, always so many: a batch that is not full is filled up. A sample's bits
-      depend on it, but not on what else is sampled.
+      depend on it, but not on what else is sampled. By default all, but at most MOST_TOGETHER.
     compile: torch.compile for the transformer's blocks, once for each length of text and size.
     sequence_parallel: ranks that share each batch of samples, a divisor of all ranks.
     Sample i of the list has the seed ``seed + i``.
 
     samples_per_prompt: each prompt so many times, one after the other.
-    names: of the files: numbered (``0000-a-red-ball.mp4``), or what VBench's evaluator looks for
-      (``vbench/PROMPT-INDEX.mp4``, in a folder that has nothing else).
-    formats: of the samples: H.264 in an .mp4, a .gif, an animated .png without loss; ``latents`` is one file of all.
-    fps: frames a second of the files; by default as the model was trained. It does not change what is made.
     ckpt_hash: of the checkpoint's files, as an .mp4 records it; others are refused.
     """
 
     text_prompt: str | list[str] = ""
     negative_prompt: str | list[str] = ""
-    latents: str = ""
     ckpt: str = ""
-    pretrained_model_path: str = "tiny"
-    output: str = "outputs/samples"
     seed: int = 0
     height: int | None = None
     width: int | None = None
     frames: int | None = None
     given: GivenConfig = field(default_factory=GivenConfig)
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
-    vae_batch_frames: int = 8
-    vae_band_rows: int | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
     sequence_parallel: int = 1
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
 
     samples_per_prompt: int = 1
-    names: Literal["numbered", "vbench"] = "numbered"
-    formats: tuple[Format, ...] = ("mp4",)
-    fps: float | None = None
     ckpt_hash: str = ""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 1, "height", "width", "frames", "batch_size", "sequence_parallel")
-        at_least(self, 1, "vae_batch_frames", "vae_band_rows")
+        DenoiseConfig.__post_init__(self)
+        DecodeConfig.__post_init__(self)
+        at_least(self, 1, "height", "width", "frames", "batch_size", "sequence_parallel", "samples_per_prompt")
         at_least(self, 0, "seed")
         if self.seed >= 2**63:
             raise ValueError(f"seed: found {self.seed}, expected less than 2**63")
-        at_least(self, 1, "samples_per_prompt")
-        if not self.formats:
-            raise ValueError("formats: found none, expected at least one, such as mp4")
-        if self.fps is not None and not 0 < self.fps <= 240:
-            raise ValueError(f"fps: found {self.fps:g}, expected more than 0 and at most 240")

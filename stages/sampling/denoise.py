@@ -68,14 +68,16 @@ def denoise(
     sampler = make_sampler(config.sampler, info.objective, config.steps, model.config.tokens(*shape[1:]))
     branches = [2 if _guides(config, timestep) else 1 for timestep in sampler.timesteps.tolist()]
     texts, mask = _padded_texts(requests, device)  # of the conditional branch, then of the null branch
-    text = {count: model.read_text(*(each[: count * len(x)] for each in (texts, mask))) for count in set(branches)}
+    text = {
+        count: model.read_text(*(_even(each[: count * len(x)]) for each in (texts, mask))) for count in set(branches)
+    }
     size = (shape[2] * info.vae["spatial_factor"], shape[3] * info.vae["spatial_factor"])
     cache = None if config.step_cache is None else StepCache(config.step_cache)
     predict = partial(model, frame_interval_s=info.frame_interval_s, size=size, cache=cache)
     for index, (timestep, count) in enumerate(zip(sampler.timesteps.tolist(), branches, strict=True)):
         x = torch.where(_over(made), x, given)
         inputs, timesteps = torch.cat([x] * count), torch.cat([timestep * made] * count)
-        output = predict(inputs, timesteps, text[count]).float()
+        output = predict(_even(inputs), _even(timesteps), text[count])[: len(inputs)].float()
         if count == 2:
             conditional, unconditional = output.chunk(2)
             output = guided(conditional, unconditional, config, channels=shape[0])
@@ -92,6 +94,12 @@ def guided(conditional: Tensor, unconditional: Tensor, config: DenoiseConfig, ch
         spread = [x.flatten(1).std(1).reshape(-1, 1, 1, 1, 1) for x in (wanted, output)]
         output = output * torch.lerp(torch.ones_like(spread[0]), spread[0] / spread[1], config.guidance_rescale)
     return torch.cat([output, conditional[:, channels:]], dim=1)
+
+
+def _even(rows: Tensor) -> Tensor:
+    """With the last row once more where there are several and an odd number of them: there some CPU kernels round a
+    row by its place."""
+    return torch.cat([rows, rows[-1:]]) if len(rows) > 1 and len(rows) % 2 else rows
 
 
 def _guides(config: DenoiseConfig, timestep: float) -> bool:

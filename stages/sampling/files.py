@@ -1,26 +1,29 @@
 """Samples as files: their names, and the formats that are asked for."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from shards import storage
+from shards.schema import Bucket
 from stages.animation import write_animation
-from stages.contact_sheet import contact_sheet
+from stages.contact_sheet import COLUMNS, contact_sheet, picked
 from stages.errors import ConfigError
-from stages.output import output_folder, progress_bar
+from stages.output import SUMMARY, output_folder, progress_bar, save_settings, save_summary
 from stages.sampling import ranks
-from stages.sampling.config import Format, SampleConfig
+from stages.sampling.config import DecodeConfig, Format
 from stages.sampling.models import Models
 from stages.sampling.prompts import slug
-from stages.sampling.record import tags
+from stages.sampling.record import carries, tags
 from stages.sampling.sampled_latents import SampledLatents
-from stages.video import write_mp4
+from stages.video import read_frames, write_mp4
 
 SHEET_ROWS = 24
-LATENTS_FILE = "latents.safetensors"
+LATENTS_FILE, SHEET_FILE = "latents.safetensors", "contact_sheet.png"
 VBENCH = "vbench"
 LONGEST_STEM_BYTES = 213
 """A file system takes names of 255 bytes, and a file that is being written bears a longer one."""
@@ -48,45 +51,98 @@ def file_stems(prompts: Sequence[str], names: str) -> list[str]:
     return stems
 
 
-def write_samples(
-    output: Path, stems: Sequence[str], samples: SampledLatents, config: SampleConfig, models: Models
-) -> list[str]:
-    """All formats of all samples and, unless latents are all that is asked for, a contact sheet.
+class SampleFiles:
+    """What a command leaves of its samples in ``output``: each rank makes the files of a share of them, the first what
+    is made once.
 
-    Each rank makes the files of a share of the samples, rank 0 what is made once.
-    Returns of each sample the file that shows it: of the formats the first, as a path in ``output``.
+    The contact sheet, the file of latents and the summary are those of the last command. Files of single samples stay:
+    each says of itself how it was made. size: of the videos.
     """
-    if "latents" in config.formats and ranks.rank() == 0:
-        samples.save(output / LATENTS_FILE)
-    shown = [kind for kind in config.formats if kind != "latents"]
-    if not shown:
-        return [LATENTS_FILE] * len(stems)
-    files = [f"{stem}.{shown[0]}" for stem in stems]
-    for folder in {(output / stem).parent for stem in stems}:
-        output_folder(str(folder))
-    vae = models.vae(
-        config.pretrained_model_path,
-        models.device,
-        batch_frames=config.vae_batch_frames,
-        band_rows=config.vae_band_rows,
-    )
-    rows: list[np.ndarray] = []
-    mine = range(ranks.rank(), len(stems), ranks.world())
-    in_sheet = range(min(SHEET_ROWS, len(stems)) if ranks.rank() == 0 else 0)
-    numbers = sorted({*mine, *in_sheet})
-    with progress_bar(len(numbers), "decode", "video") as bar:
-        for number in numbers:
-            frames = vae.decode(samples.latents[number].transpose(0, 1))  # of [C, T, h, w]
-            about = tags(config, samples, number)
-            for kind in shown if number in mine else []:
-                _write(output / f"{stems[number]}.{kind}", kind, frames, config.fps or samples.fps, about)
-            rows += [frames] if number in in_sheet else []
-            bar.update()
-    if not rows:
-        return files
-    with storage.write_whole(output / "contact_sheet.png") as file:
-        contact_sheet(rows, samples.prompts[:SHEET_ROWS]).save(file, "png")
-    return files
+
+    def __init__(self, output: Path, stems: Sequence[str], size: Bucket, config: DecodeConfig):
+        self._output, self._stems, self._config = output, stems, config
+        self._kinds = [kind for kind in config.formats if kind != "latents"]
+        sheet = (min(SHEET_ROWS, len(stems)), min(COLUMNS, size.frames), size.height, size.width, 3)
+        self._sheet = torch.zeros(sheet, dtype=torch.uint8)
+
+    def missing(self, samples: SampledLatents) -> list[int]:
+        """The numbers of those to make: all but what is there, and says that the same settings made it."""
+        missing = torch.zeros(len(self._stems), dtype=torch.uint8)
+        for number in range(len(missing)) if ranks.rank() == 0 else ():  # it looks for all
+            missing[number] = not self._is_there(number, tags(self._config, samples, number))
+        return ranks.summed(missing).nonzero().flatten().tolist()
+
+    def _is_there(self, number: int, about: Mapping[str, str]) -> bool:
+        if not resumes(self._config.formats) or not all(self._path(number, kind).is_file() for kind in self._kinds):
+            return False
+        video = self._path(number, "mp4")
+        if not carries(video, about):
+            return False
+        if number < len(self._sheet):
+            self._show(number, read_frames(video))
+        return True
+
+    def begin(self) -> None:
+        """Once nothing can be refused any more: the settings, and nothing that speaks for other samples."""
+        if ranks.rank() != 0:
+            return
+        save_settings(self._output, self._config)
+        for path in (self._output / name for name in (LATENTS_FILE, SHEET_FILE, SUMMARY)):
+            if path.exists() and not (self._config.latents and path.samefile(self._config.latents)):
+                path.unlink()
+
+    def write(self, numbers: Sequence[int], samples: SampledLatents, models: Models) -> None:
+        """All formats of these samples; with latents among the formats they are all that there are."""
+        if "latents" in self._config.formats and ranks.rank() == 0:
+            samples.save(self._output / LATENTS_FILE)
+        mine = range(ranks.rank(), len(numbers), ranks.world()) if self._kinds else range(0)
+        if not mine:
+            return
+        vae = models.vae_for(self._config)
+        with progress_bar(len(mine), "decode", "video") as bar:
+            for place in mine:
+                frames = vae.decode(samples.latents[place].transpose(0, 1))  # of [C, T, h, w]
+                about = tags(self._config, samples, place)
+                for kind in self._kinds:
+                    path = self._path(numbers[place], kind)
+                    output_folder(str(path.parent))
+                    _write(path, kind, frames, self._config.fps or samples.fps, about)
+                self._show(numbers[place], frames)
+                bar.update()
+
+    def _path(self, number: int, kind: Format) -> Path:
+        return self._output / f"{self._stems[number]}.{kind}"
+
+    def _show(self, number: int, frames: np.ndarray) -> None:
+        if number < len(self._sheet):
+            self._sheet[number] = torch.from_numpy(picked(frames))
+
+    def finish(self, samples: SampledLatents, source: Mapping[str, Any]) -> dict[str, Any]:
+        """The contact sheet and the summary, of all samples and where they come from; returns the summary."""
+        files = [f"{stem}.{self._kinds[0]}" if self._kinds else LATENTS_FILE for stem in self._stems]
+        rows = zip(files, samples.prompts, samples.seeds, strict=True)
+        summary = {"samples": [{"file": file, "prompt": prompt, "seed": seed} for file, prompt, seed in rows], **source}
+        sheet = ranks.summed(self._sheet).numpy()  # and every rank's files are there
+        if ranks.rank() == 0:
+            if self._kinds:
+                with storage.write_whole(self._output / SHEET_FILE) as file:
+                    contact_sheet(list(sheet), samples.prompts[:SHEET_ROWS]).save(file, "png")
+            save_summary(self._output, summary)
+            self._tell_of_others()
+        return summary
+
+    def _tell_of_others(self) -> None:
+        """Of files like ours, beside ours."""
+        ours = {self._path(number, kind) for number in range(len(self._stems)) for kind in self._kinds}
+        theirs = [path for folder in {path.parent for path in ours} for path in folder.glob(f"*.{self._kinds[0]}")]
+        others = sorted({path.name for path in theirs} - {path.name for path in ours} - {SHEET_FILE})
+        if others:
+            print(f"beside them are {len(others)} files of other commands, such as {others[0]}", flush=True)
+
+
+def resumes(formats: Sequence[Format]) -> bool:
+    """Whether a sample that is there can be left out: an .mp4 says how it was made, and no file holds all samples."""
+    return "mp4" in formats and "latents" not in formats
 
 
 def _write(path: Path, kind: Format, frames: np.ndarray, fps: float, about: dict[str, str]) -> None:

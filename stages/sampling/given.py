@@ -4,12 +4,15 @@ Files are read, scaled and cropped by the encode's own code, at the rate that th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from models.latents import LatentStats
+from models.source import hash_files
 from models.vae import FrozenVAE
 from models.weights import CheckpointInfo
 from stages.decoding.decode import decode_clip
@@ -17,7 +20,7 @@ from stages.decoding.picture import decode_image
 from stages.decoding.pyav_reader import probe
 from stages.decoding.source_file import source_file
 from stages.errors import ConfigError, DecodeError
-from stages.sampling.config import GivenConfig
+from stages.sampling.config import GivenToOne
 from stages.sampling.denoise import Given
 from stages.training.given_frames import MASKS
 
@@ -30,7 +33,7 @@ class GivenFrames:
 
     start: int
     end: int
-    config: GivenConfig  # of one sample: each file is a text
+    config: GivenToOne
 
     def pixels(self, height: int, width: int, fps: float) -> np.ndarray:
         """All given frames in the order of the video, uint8 [start + end, height, width, 3].
@@ -39,13 +42,31 @@ class GivenFrames:
         """
         given = self.config
         if given.video:
-            last = _frames(str(given.video), self.start, height, width, fps, from_end=True)
-            return np.concatenate([last, _frames(str(given.video), self.end, height, width, fps, from_end=False)])
-        pictures = [str(given.first), str(given.first if given.loop else given.last)][: self.start + self.end]
+            last = _frames(given.video, self.start, height, width, fps, from_end=True)
+            return np.concatenate([last, _frames(given.video, self.end, height, width, fps, from_end=False)])
+        pictures = [given.first, given.first if given.loop else given.last][: self.start + self.end]
         return np.concatenate([_picture(path, height, width) for path in pictures])
 
 
-def given_frames(config: GivenConfig, frames: int, info: CheckpointInfo) -> GivenFrames | None:
+def hashed(given: GivenToOne) -> GivenToOne:
+    """With the hash of its files. Raises ConfigError for files that are missing, or others than it says."""
+    files = [path for path in (given.first, given.last, given.video) if path]
+    if not files:
+        return given
+    try:
+        with ExitStack() as held:
+            found = hash_files([Path(held.enter_context(source_file(path))) for path in files])
+    except (DecodeError, OSError) as error:
+        raise ConfigError(f"given: found {', '.join(files)}, which cannot be read: {error}") from None
+    if given.files_hash not in ("", found):
+        raise ConfigError(
+            f"given: {', '.join(files)} has the hash {found}, expected {given.files_hash}: its content or its name is "
+            "another now; give the file that was meant, or given.files_hash= (empty) to take this one"
+        )
+    return replace(given, files_hash=found)
+
+
+def given_frames(config: GivenToOne, frames: int, info: CheckpointInfo) -> GivenFrames | None:
     """What is given of one sample of so many latent frames; None where nothing is.
 
     Raises ConfigError unless the checkpoint was trained with so many frames given.

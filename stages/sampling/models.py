@@ -11,6 +11,7 @@ from models.text import TextEncoder
 from models.transformer import Transformer
 from models.vae import FrozenVAE
 from stages.sampling import ranks
+from stages.sampling.config import DecodeConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -32,3 +33,12 @@ class Models:
         """The same, each model loaded once and held from then on."""
         once = lru_cache(maxsize=1)
         return Models(self.device, once(self.text_encoder), once(self.transformer), once(self.vae))
+
+    def vae_for(self, config: DecodeConfig) -> FrozenVAE:
+        """As it is set, to encode and to decode alike: kept models then hold one."""
+        return self.vae(
+            config.pretrained_model_path,
+            self.device,
+            batch_frames=config.vae_batch_frames,
+            band_rows=config.vae_band_rows,
+        )

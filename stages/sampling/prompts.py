@@ -1,20 +1,22 @@
 """Prompts as the user gives them, and as names of files."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from stages.errors import ConfigError
 
+SLUG_BYTES = 60
+
 
 def read_prompts(source: str | Sequence[str]) -> list[str]:
     """The prompts that ``text_prompt`` names. Raises ConfigError when there are none."""
     if isinstance(source, str):
-        file = Path(source)
-        is_file = source.endswith(".txt") or (len(source) < 256 and file.is_file())
-        if is_file and not file.is_file():
-            raise ConfigError(f"no prompt file at {file}: give text_prompt= a file of prompts or a prompt")
-        source = _lines(file) if is_file else [source]
+        is_file = os.path.isfile(source)  # False for what no file could be named, unlike Path's
+        if source.endswith(".txt") and not is_file:
+            raise ConfigError(f"no prompt file at {source}: give text_prompt= a file of prompts, or --prompt a prompt")
+        source = _lines(Path(source)) if is_file else [source]
     prompts = [text.strip() for text in source if text.strip()]
     if not prompts:
         raise ConfigError(
@@ -40,5 +42,6 @@ def _lines(file: Path) -> list[str]:
 
 
 def slug(prompt: str) -> str:
-    """A prompt as a part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+    """A prompt as a part of a file name: its letters and digits, of any script."""
+    name = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")
+    return name.encode()[:SLUG_BYTES].decode(errors="ignore").strip("-") or "empty"

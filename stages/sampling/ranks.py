@@ -17,6 +17,12 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def tell(text: str) -> None:
+    """A line of the first one for the user."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
 def join() -> torch.device:
     """Join the others; returns the device of this process."""
     if world() > 1:

@@ -1,6 +1,7 @@
 """What an .mp4 says of how it was made, enough to make it again: JSON in its comment, the prompt in its title."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,7 @@ import av
 from models.source import hash_files
 from models.weights import INFO, NULL_TEXT
 from stages.errors import ConfigError
-from stages.sampling.config import SampleConfig
-from stages.sampling.prompts import one_each
+from stages.sampling.config import DecodeConfig, SampleConfig
 from stages.sampling.sampled_latents import SampledLatents
 from stages.video import read_tags
 
@@ -33,22 +33,23 @@ def check_hash(config: SampleConfig, checkpoint: Path, found: str) -> None:
         )
 
 
-def tags(config: SampleConfig, samples: SampledLatents, number: int) -> dict[str, str]:
-    """For `stages.video.write_mp4`: what made one of the samples, as the settings that make it alone."""
+def tags(config: DecodeConfig, samples: SampledLatents, number: int) -> dict[str, str]:
+    """For `stages.video.write_mp4`: what made one of the samples, with the settings that make it alone as far as they
+    are known."""
     prompt, seed = samples.prompts[number], samples.seeds[number]
-    alone = replace(
-        config,
-        text_prompt=[prompt],
-        negative_prompt=one_each("negative_prompt", config.negative_prompt, len(samples.prompts))[number],
-        given=config.given.of_each(len(samples.prompts))[number],
-        seed=seed,
-        samples_per_prompt=1,
-        names="numbered",
-    )
-    settings = asdict(alone)
+    decoding = asdict(replace(DecodeConfig.part_of(config), names="numbered"))
+    settings = {**(samples.settings[number] if samples.settings else {}), **decoding}
     del settings["output"]
     about = {"made_by": "wisesora", "prompt": prompt, "seed": seed, "step": samples.step, "settings": settings}
     return {"title": prompt, "comment": json.dumps(about)}
+
+
+def carries(path: Path, expected: Mapping[str, str]) -> bool:
+    """Whether a video says that it was made so."""
+    try:
+        return read_tags(path)["comment"] == expected["comment"]
+    except (OSError, av.FFmpegError, KeyError):
+        return False
 
 
 def read_record(path: Path) -> dict[str, Any]:

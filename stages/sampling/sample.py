@@ -1,58 +1,61 @@
 """Prompts to videos with trained weights; the text encoder, the transformer and the VAE take turns in memory."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models.vae import vae_identity
-from models.weights import read_info
+from shards.schema import Bucket
 from stages.errors import ConfigError
-from stages.output import output_folder, save_settings, save_summary
+from stages.output import output_folder
 from stages.sampling import ranks
-from stages.sampling.checkpoint import check_ranks, check_sampler, choose_checkpoint, latent_shape, require_same
-from stages.sampling.config import GivenConfig, SampleConfig
-from stages.sampling.files import file_stems, write_samples
-from stages.sampling.generate import generate
-from stages.sampling.given import given_frames
+from stages.sampling.checkpoint import require_same
+from stages.sampling.config import DecodeConfig, SampleConfig
+from stages.sampling.files import SampleFiles, file_stems
+from stages.sampling.generate import generate, portions, requests_of
 from stages.sampling.memory import peak_of
 from stages.sampling.models import Models
-from stages.sampling.prompts import one_each, read_prompts
-from stages.sampling.record import check_hash, checkpoint_hash
+from stages.sampling.plan import plan_samples
 from stages.sampling.sampled_latents import SampledLatents
 
 
 def sample(config: SampleConfig, models: Models | None = None) -> dict[str, Any]:
-    """Make the files of each sample, a contact sheet and summary.json; returns the summary."""
+    """Make the files of each sample, a contact sheet and summary.json; returns the summary.
+
+    Samples of which a command of the same settings has left the files are not made again: see `SampleFiles.missing`.
+    """
     models = models or Models.on_this_machine()
     if from_latents(config):
-        samples = read_latents(config)
-        stems = file_stems(samples.prompts, config.names)
-        output = output_folder(config.output)
-        _save_settings(output, config)
-        source: dict[str, Any] = {"latents": config.latents, "step": samples.step}
-    else:
-        prompts, of_each = _repeated(config)
-        stems, checkpoint = file_stems(prompts, config.names), choose_checkpoint(config.ckpt)
-        found = checkpoint_hash(checkpoint, config.weights)
-        check_hash(config, checkpoint, found)
-        output = output_folder(config.output)
-        config = replace(config, ckpt=str(checkpoint.absolute()), ckpt_hash=found)
-        _save_settings(output, config)
-        config = replace(config, **of_each)
-        samples = generate(config, prompts, checkpoint, models)
-        source = {"checkpoint": str(checkpoint)}
-    files = write_samples(output, stems, samples, config, models)
-    rows = zip(files, samples.prompts, samples.seeds, strict=True)
-    summary = {"samples": [{"file": file, "prompt": prompt, "seed": seed} for file, prompt, seed in rows], **source}
-    ranks.wait_for_all()
-    if ranks.rank() == 0:
-        save_summary(output, summary)
-    return summary
+        return _decode(config, models)
+    plan = plan_samples(config)
+    everything = plan.sampled(range(len(plan.asked)), torch.empty(0))
+    files = SampleFiles(output_folder(plan.config.output), plan.stems, plan.size, plan.config)
+    missing = files.missing(everything)
+    written = len(plan.asked) - len(missing)
+    if written:
+        ranks.tell(f"{written} of {len(plan.asked)} samples are there already")
+    requests = requests_of(plan, missing, models) if missing else []
+    files.begin()
+    for places in portions(requests, plan.config):
+        latents = generate(plan, [requests[place] for place in places], models)
+        numbers = [missing[place] for place in places]
+        files.write(numbers, plan.sampled(numbers, latents), models)
+        written += len(numbers)
+        if written < len(plan.asked):
+            ranks.tell(f"{written} of {len(plan.asked)} samples are written")
+    return files.finish(everything, {"checkpoint": str(plan.checkpoint)})
 
 
-def _save_settings(output: Path, config: SampleConfig) -> None:
-    if ranks.rank() == 0:
-        save_settings(output, config)
+def _decode(config: SampleConfig, models: Models) -> dict[str, Any]:
+    samples, stems = _stored(config)
+    _, _, frames, height, width = samples.latents.shape
+    factor = samples.vae["spatial_factor"]
+    size = Bucket(height * factor, width * factor, frames)
+    files = SampleFiles(output_folder(config.output), stems, size, DecodeConfig.part_of(config).located())
+    files.begin()
+    files.write(range(len(stems)), samples, models)
+    return files.finish(samples, {"latents": config.latents, "step": samples.step})
 
 
 def from_latents(config: SampleConfig) -> bool:
@@ -62,42 +65,24 @@ def from_latents(config: SampleConfig) -> bool:
     return bool(config.latents)
 
 
-def read_latents(config: SampleConfig) -> SampledLatents:
-    """The samples in ``latents``. Raises ConfigError unless the VAE is theirs."""
+def _stored(config: SampleConfig) -> tuple[SampledLatents, list[str]]:
+    """The samples in ``latents`` and the names of their files. Raises ConfigError unless the VAE is theirs."""
     samples = SampledLatents.read(Path(config.latents))
     path = config.pretrained_model_path
     require_same("VAE", path, vae_identity(path), samples.vae, config.latents)
-    return samples
+    return samples, file_stems(samples.prompts, config.names)
 
 
 def describe(config: SampleConfig) -> str:
     """What ``sample`` would do, in a line or two."""
     if from_latents(config):
-        samples = read_latents(config)
+        samples, _ = _stored(config)
         return f"{len(samples.prompts)} videos of latents {list(samples.latents.shape[1:])} from {config.latents}"
-    prompts, of_each = _repeated(config)
-    file_stems(prompts, config.names)
-    checkpoint = choose_checkpoint(config.ckpt)
-    info = read_info(checkpoint)
-    shape = latent_shape(config, info)
-    check_sampler(config, info)
-    check_ranks(config, info)
-    for given in of_each["given"].of_each(len(prompts)):
-        given_frames(given, shape[1], info)
+    plan = plan_samples(config)
+    config, count = plan.config, len(plan.asked)
+    assert config.batch_size is not None
     return (
-        f"{len(prompts)} videos of latents {list(shape)} from {checkpoint}, {config.steps} steps each\n"
-        f"{peak_of(config, info, shape)}"
+        f"{count} samples in {-(-count // config.batch_size)} or more batches of {config.batch_size}: latents "
+        f"{list(plan.shape)} from {plan.checkpoint}, {config.steps} steps each\n"
+        f"{peak_of(config, plan.info, plan.shape)}"
     )
-
-
-def _repeated(config: SampleConfig) -> tuple[list[str], dict[str, Any]]:
-    """The prompt of each sample, and the settings that have a value for each sample as well."""
-    prompts = read_prompts(config.text_prompt)
-    negatives = one_each("negative_prompt", config.negative_prompt, len(prompts))
-    given = config.given.of_each(len(prompts))
-    repeats = range(config.samples_per_prompt)
-    settings = {
-        "negative_prompt": [text for text in negatives for _ in repeats],
-        "given": GivenConfig.of_all([one for one in given for _ in repeats]),
-    }
-    return [text for text in prompts for _ in repeats], settings

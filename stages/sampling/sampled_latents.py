@@ -4,7 +4,7 @@ A safetensors file of ``latents``, float16 as in shards, and of JSON in its meta
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ LATENTS, ABOUT = "latents", "samples"
 class SampledLatents:
     """N samples: their latents as the VAE decodes them, unscaled, and where they come from.
 
-    step: of the weights. vae: the identity of the VAE that decodes them.
+    step: of the weights. vae: the identity of the VAE that decodes them. settings: of each, those of `sample` that make
+    it alone; of samples that no such command can make there are none.
     """
 
     latents: torch.Tensor  # [N, C, T, h, w]
@@ -32,6 +33,7 @@ class SampledLatents:
     step: int
     vae: Mapping[str, Any]
     fps: float
+    settings: Sequence[Mapping[str, Any]] = ()
 
     def save(self, path: Path) -> None:
         """Whole or not at all; an existing file is replaced."""

@@ -3,7 +3,7 @@
 import html
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Page:
         self._output = output_folder(config.output).absolute()
         self._models = Models.on_this_machine().kept()
         self._config = replace(
-            SampleConfig(**{field.name: getattr(config, field.name) for field in fields(SampleConfig)}),
+            SampleConfig.part_of(config),
             ckpt=str(checkpoint),
             height=size.height,
             width=size.width,

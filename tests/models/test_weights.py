@@ -209,12 +209,14 @@ def test_starting_from_another_model_is_refused_and_changes_nothing(tmp_path: Pa
 
 def test_folders_that_hold_no_transformer(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    expected = r"expected a checkpoint folder \(with model.json\), a run folder .*, a diffusers folder .* or a .pth"
+    ours = r"expected a checkpoint folder \(with model.json\) or a run folder \(with checkpoints/step-\*\)"
     for path, found in ((tmp_path / "absent", "absent does not exist; "), (tmp_path, "holds notes.txt; ")):
-        for opened in (load_transformer, read_info, lambda path: load_into(random_transformer(), path)):
-            with pytest.raises(WeightsError, match=found + expected):
+        for opened in (load_transformer, lambda path: load_into(random_transformer(), path)):
+            with pytest.raises(WeightsError, match=f"{found}{ours}, a diffusers folder .*, or a .pth"):
                 opened(path)
-    with pytest.raises(WeightsError, match=f"notes.txt is a file; {expected}"):
+        with pytest.raises(WeightsError, match=f"{found}{ours}$"):  # nothing that it would not open
+            read_info(path)
+    with pytest.raises(WeightsError, match=f"notes.txt is a file; {ours}$"):
         read_info(tmp_path / "notes.txt")
 
 

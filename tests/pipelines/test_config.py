@@ -33,6 +33,7 @@ class Train:
 @dataclass(frozen=True)
 class Settings:
     output: str = ""
+    prompts: str | list[str] = ""
     betas: tuple[float, float] = (0.9, 0.999)
     steps: tuple[int, ...] = ()
     clip: Clip = field(default_factory=Clip)
@@ -69,6 +70,11 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("output=a red ball: moves", lambda s: s.output, "a red ball: moves"),  # no YAML
         ("output=1984", lambda s: s.output, "1984"),
         ("output=a=b", lambda s: s.output, "a=b"),
+        ("output=[a, b]", lambda s: s.output, "[a, b]"),
+        ("prompts=[a, 'b, c', '']", lambda s: s.prompts, ["a", "b, c", ""]),
+        ("prompts=[2001, 1.50, yes, null, a cat]", lambda s: s.prompts, ["2001", "1.50", "yes", "null", "a cat"]),
+        ("prompts=a cat: it runs", lambda s: s.prompts, "a cat: it runs"),
+        ("prompts=[a] and b", lambda s: s.prompts, "[a] and b"),  # no YAML
         ("vae=/models/vae", lambda s: (s.vae.name, s.vae.batch), ("/models/vae", 8)),
         ("vae.batch=2", lambda s: (s.vae.name, s.vae.batch), ("tiny", 2)),
         ("free.zero.stage=2", lambda s: s.free, {"zero": {"stage": 2}}),
@@ -97,6 +103,7 @@ def test_a_name_and_the_rest_of_a_section_merge_whatever_their_order(tmp_path: P
         ("train.log=1", "expected true or false"),
         ("train.precision=fp16", "expected one of 'bf16', 'fp32'"),
         ("clip=8", "clip: found 8, expected keys such as clip.fps"),
+        ("prompts=[a cat: running, b]", "found [{'a cat': 'running'}, 'b'], expected a text or a list of a text"),
         ("clip.frames=many", "expected a whole number or a list of a whole number"),
     ],
 )

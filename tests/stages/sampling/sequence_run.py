@@ -15,10 +15,10 @@ from torch.multiprocessing import start_processes
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from models.layers import SpatialBlock
-from models.weights import find_checkpoint
 from stages.sampling.config import SampleConfig
-from stages.sampling.generate import generate
+from stages.sampling.generate import generate, requests_of
 from stages.sampling.models import Models
+from stages.sampling.plan import plan_samples
 
 RANKS, SHARING, FRAMES = 4, 2, 5
 PROMPTS = ["a ball", "a cube", "a star", "a moon", "a boat"]
@@ -34,11 +34,15 @@ def make(rank: int, ranks: int, run: Path, folder: Path, port: int) -> None:
             seen.add(tuple(inputs[0].shape[:2]))
 
     register_module_forward_pre_hook(note)
-    config = SampleConfig(
-        height=32, width=48, frames=FRAMES, steps=3, batch_size=2, sequence_parallel=SHARING if ranks > 1 else 1
-    )
-    samples = generate(config, PROMPTS, find_checkpoint(str(run)), Models.on_this_machine())
-    torch.save((samples.latents, seen), folder / f"{ranks}-{rank}.pt")
+    plan = plan_samples(
+        SampleConfig(
+            text_prompt=PROMPTS, ckpt=str(run), height=32, width=48, frames=FRAMES, steps=3, batch_size=2,
+            sequence_parallel=SHARING if ranks > 1 else 1,
+        )
+    )  # fmt: skip
+    models = Models.on_this_machine()
+    latents = generate(plan, requests_of(plan, range(len(PROMPTS)), models), models)
+    torch.save((latents, seen), folder / f"{ranks}-{rank}.pt")
 
 
 def free_port() -> int:

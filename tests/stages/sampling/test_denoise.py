@@ -122,6 +122,18 @@ def test_a_samples_bits_depend_on_its_own_input_alone(sampler: str) -> None:
     assert torch.equal(turned.flip(0), together)
 
 
+@pytest.mark.parametrize("settings", [{"guidance_scale": 1.0}, {"guidance_interval": (0.3, 0.7)}], ids=str)
+@pytest.mark.parametrize("count", [3, 5])
+def test_also_where_the_rows_of_a_step_are_odd(count: int, settings: dict) -> None:
+    """Kernels of a CPU take rows in twos, and round the last of an odd number otherwise."""
+    model, info = random_transformer(replace(SMALL, text_dim=6)), _info("epsilon")
+    requests = [Request(torch.full((1 + seed, 6), seed / 9), NULLS[0], seed) for seed in range(count)]
+    config = DenoiseConfig(steps=6, **settings)
+    together = denoise(model, info, requests, (4, 3, 4, 6), config)
+    for number, request in enumerate(requests):
+        assert torch.equal(denoise(model, info, [request] * count, (4, 3, 4, 6), config)[0], together[number])
+
+
 def _by_threshold(
     thresholds: Sequence[float | None], **settings: object
 ) -> tuple[dict[float | None, torch.Tensor], dict[float | None, int]]:

@@ -2,16 +2,21 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from models.source import TINY_FOLDER
 from pipelines.command import run
 from pipelines.sample import main
 from stages.errors import ConfigError
+from stages.sampling.denoise import denoise
 from stages.sampling.files import file_stems
 from stages.sampling.sampled_latents import SampledLatents
 from tests.stages.small_run import small_run
@@ -96,6 +101,89 @@ def test_latents_alone_need_no_vae_and_are_decoded_later(tmp_path: Path, monkeyp
     assert written == {"config.yaml", "summary.json", "latents.safetensors"}
     sample(f"latents={tmp_path / 'out' / 'latents.safetensors'}", f"output={tmp_path / 'out'}")
     assert (tmp_path / "out" / "0000-one.mp4").is_file()
+
+
+def test_a_folder_that_is_used_again_holds_nothing_that_speaks_for_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt, output = f"ckpt={small_run(tmp_path / 'run')}", tmp_path / "out"
+    sample("text_prompt=[one, two]", ckpt, f"output={output}", "formats=[mp4, latents]")
+    capsys.readouterr()
+    sample("text_prompt=three", ckpt, f"output={output}")
+    assert {file.name for file in output.iterdir()} == {
+        "0000-one.mp4", "0001-two.mp4", "0000-three.mp4", "contact_sheet.png", "summary.json", "config.yaml"
+    }  # fmt: skip
+    assert "beside them are 2 files of other commands, such as 0000-one.mp4" in capsys.readouterr().out
+    sample("text_prompt=four", ckpt, f"output={output}", "formats=[latents]")
+    assert not (output / "contact_sheet.png").exists()
+
+
+def test_the_same_command_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the third of four portions; other settings, or a file that is missing, make a sample anew."""
+    output, calls, kill_at = tmp_path / "out", [], [3]
+
+    def killed(*arguments: Any, **named: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == kill_at[0]:
+            raise KeyboardInterrupt
+        return denoise(*arguments, **named)
+
+    def made(*settings: str, status: int = 0) -> int:
+        calls.clear()
+        sample("text_prompt=[one, two, three, four]", f"ckpt={tmp_path / 'run'}", f"output={output}", "batch_size=1",
+               *settings, status=status)  # fmt: skip
+        return len(calls)
+
+    small_run(tmp_path / "run")
+    monkeypatch.setattr("stages.sampling.generate.denoise", killed)
+    monkeypatch.setattr("stages.sampling.generate.PORTION_BATCHES", 1)
+    assert made(status=1) == 3
+    assert [file.name for file in sorted(output.glob("*.mp4"))] == ["0000-one.mp4", "0001-two.mp4"]
+    assert not (output / "summary.json").exists()
+    first = (output / "0000-one.mp4").stat().st_mtime_ns
+    kill_at[0] = 0
+    assert made() == 2 and (output / "0000-one.mp4").stat().st_mtime_ns == first
+    rows = json.loads((output / "summary.json").read_text())["samples"]
+    assert [row["file"] for row in rows] == ["0000-one.mp4", "0001-two.mp4", "0002-three.mp4", "0003-four.mp4"]
+    assert made() == 0
+    with Image.open(output / "contact_sheet.png") as sheet:
+        assert np.asarray(sheet)[-34:-6, 6:34].std() > 1  # the last sample, which was there
+    (output / "0002-three.mp4").unlink()
+    (output / "0003-four.mp4").write_bytes(b"no video")
+    assert made() == 2
+    assert made("seed=1") == made("seed=1", "vae_batch_frames=2") == made("formats=[mp4, gif]") == 4
+    (output / "0001-two.gif").unlink()
+    assert made("formats=[mp4, gif]") == 1
+    assert made("formats=[mp4, latents]") == made("formats=[mp4, latents]") == 4  # one file of all
+
+
+@pytest.mark.parametrize(
+    ("setting", "seen_by_a_dry_run"),
+    [
+        ("height=33", True),
+        ("sampler=ddim", True),
+        ("sequence_parallel=2", True),
+        ("weights=model", True),
+        ("pretrained_model_path=OTHER", True),
+        ("given.last=none.png", True),
+        ("given.first=none.png", True),
+        ("given.first=NO_PICTURE", False),
+    ],
+)
+def test_a_command_that_is_refused_leaves_what_is_there(setting: str, seen_by_a_dry_run: bool, tmp_path: Path) -> None:
+    other, text, output = tmp_path / "other", tmp_path / "text.png", tmp_path / "out"
+    shutil.copytree(TINY_FOLDER, other)
+    config = json.loads((other / "vae/config.json").read_text())
+    (other / "vae/config.json").write_text(json.dumps(config | {"scaling_factor": 1.0}))
+    text.write_text("no picture")
+    run_folder = small_run(tmp_path / "run", {"ema": 0}, conditioning=("first",))
+    settings = ["text_prompt=one", f"ckpt={run_folder}", f"output={output}"]
+    sample(*settings)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    settings.append(setting.replace("OTHER", str(other)).replace("NO_PICTURE", str(text)))
+    sample(*settings, status=2)
+    assert before == {path.name: path.read_bytes() for path in output.iterdir()}
+    sample(*settings, "--dry-run", status=2 if seen_by_a_dry_run else 0)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pipelines.command import run
 from pipelines.sample import main
 from stages.decoding.decode import decode_clip
 from stages.decoding.picture import decode_image
-from stages.sampling.config import GivenConfig
+from stages.sampling.config import GivenToOne
 from stages.sampling.given import given_frames
 from stages.sampling.sampled_latents import SampledLatents
 from stages.video import write_mp4
@@ -90,6 +90,39 @@ def test_some_samples_of_several_and_again_from_the_file(files: Path, tmp_path: 
     assert (again.latents[0] == made.latents[3]).all()
 
 
+def test_a_sample_that_begins_with_nothing_ends_with_nothing(files: Path, tmp_path: Path) -> None:
+    """Though others of the list loop, or have a last frame."""
+    a, b = (decode_image(str(files / f"{name}.png"), 32, 48) for name in "ab")
+    first = f"given.first=['', {files / 'a.png'}]"
+    loop = _sample(files, tmp_path / "loop", first, "given.loop=true")
+    _assert_frames(loop, 1, [0, 7], np.concatenate([a, a]))
+    last = _sample(files, tmp_path / "last", first, f"given.last={files / 'b.png'}")
+    _assert_frames(last, 1, [0, 7], np.concatenate([a, b]))
+    for made, picture in ((loop, a), (last, b)):
+        with pytest.raises(AssertionError):
+            _assert_frames(made, 0, [7], picture)
+
+
+def test_a_file_holds_from_any_folder_and_a_changed_one_is_refused(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.open(files / "a.png").save(picture)
+    monkeypatch.chdir(tmp_path)
+    _sample(files, Path("out"), "text_prompt=a ball", "given.first=picture.png", "formats=[mp4, latents]")
+    again = ["--from-file", str(tmp_path / "out/0000-a-ball.mp4"), f"output={tmp_path / 'again'}"]
+    monkeypatch.chdir("/")
+    assert run(main, again) == 0
+    latents = [SampledLatents.read(tmp_path / name / "latents.safetensors").latents for name in ("out", "again")]
+    assert (latents[0] == latents[1]).all()
+    Image.open(files / "b.png").save(picture)
+    capsys.readouterr()
+    assert run(main, [*again, "--dry-run"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert f"given: {picture} has the hash" in told and "given.files_hash= (empty)" in told
+    assert run(main, [*again, "given.files_hash="]) == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -97,7 +130,7 @@ def test_some_samples_of_several_and_again_from_the_file(files: Path, tmp_path: 
         (["given.loop=true"], "loop: expected first or video beside it"),
         (["given.first=a.png", "given.video=a.mp4"], "video: found beside first or last"),
         (["given.first=[a.png, b.png]"], "given.first: found 2 for 1 prompts"),
-        (["given.first=no.png"], "given: no.png is no picture that can be read"),
+        (["given.first=no.png"], "given: found no.png, which cannot be read"),
         (["given.video=CLIP", "given.video_frames=4", "frames=9"], "does not give 4 frames at 8 fps"),
         (
             ["given.video=CLIP", "given.video_frames=5", "frames=8"],
@@ -124,8 +157,8 @@ def test_only_what_the_checkpoint_was_trained_with(
 ) -> None:
     info = CheckpointInfo(**{**vars(read_info(files / "run")), "conditioning": conditioning})
     asked = [
-        GivenConfig(first="a"), GivenConfig(first="a", last="b"), GivenConfig(video="v"),
-        GivenConfig(video="v", loop=True),
+        GivenToOne(first="a"), GivenToOne(first="a", last="b"), GivenToOne(video="v"),
+        GivenToOne(video="v", loop=True),
     ]  # fmt: skip
     for number, given in enumerate(asked):
         if number in known:

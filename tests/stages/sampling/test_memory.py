@@ -69,7 +69,12 @@ def peak_bytes(model: torch.nn.Module, call: Callable[[], Any]) -> int:
         ({"batch_size": 1}, (4, 128, 64, 64), 10.61, "8.49 GB for 2 rows of 131,072 tokens"),
         ({"batch_size": 1, "guidance_scale": 1}, (4, 128, 64, 64), 6.36, "4.25 GB for 1 rows"),
         ({"batch_size": 1, "sequence_parallel": 2}, (4, 128, 64, 64), 6.38, "of 65,536 tokens"),
-        ({"text_encoder": TextEncoderConfig(device="cpu")}, (4, 56, 32, 32), 9.79, "weights + activations): transf"),
+        (
+            {"batch_size": 8, "text_encoder": TextEncoderConfig(device="cpu")},
+            (4, 56, 32, 32),
+            9.79,
+            "weights + activations): transf",
+        ),
     ],
 )
 def test_the_largest_of_the_models_is_the_peak(
@@ -84,7 +89,10 @@ def test_the_largest_of_the_models_is_the_peak(
 
 def test_a_dry_run_tells_it(tmp_path: Path) -> None:
     told = describe(SampleConfig(text_prompt="a ball", ckpt=str(small_run(tmp_path / "run")), steps=2))
+    assert "1 samples in 1 or more batches of 1: latents [4, 4, 8, 8] from" in told.splitlines()[0]
     assert "by arithmetic 0.0" in told.splitlines()[1]
+    many = SampleConfig(text_prompt=["a ball"] * 17, ckpt=str(tmp_path / "run"))
+    assert "17 samples in 3 or more batches of 8" in describe(many)
 
 
 def test_a_decode_in_bands_is_bounded_by_the_band_and_the_middle() -> None:

@@ -27,14 +27,15 @@ def test_two_ranks_make_the_files_of_one(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
                 f"--master_port={28100 + os.getpid() % 300}"]  # fmt: skip
     script = ROOT / "pipelines" / "sample.py"
-    told = run(*torchrun, script, *settings, f"output={tmp_path / 'two'}").stdout
+    done = run(*torchrun, script, *settings, f"output={tmp_path / 'two'}")
     run(sys.executable, script, *settings, f"output={tmp_path / 'one'}")
     one, two = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one.keys() == two.keys() and len(one) == 5 + 4
     for name in one.keys() - {"config.yaml"}:
         assert one[name].read_bytes() == two[name].read_bytes(), name
     assert len(json.loads(two["summary.json"].read_text())["samples"]) == 5
-    assert told.count("5 videos from") == 1
+    assert done.stdout.count("5 videos from") == 1
+    assert "decode: 3 of 3" in done.stderr  # the first rank's share, though it makes the sheet of all
 
 
 def test_ranks_that_share_each_video_make_the_latents_of_one(tmp_path: Path) -> None:

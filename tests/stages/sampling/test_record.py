@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from pipelines.command import run
@@ -17,19 +19,20 @@ from stages.video import write_mp4
 from tests.stages.sampling.test_files import frames
 from tests.stages.small_run import small_run
 
-PROMPTS = ["a red ball moves left", "a rather long prompt of a blue square that moves up and up", "ein Würfel, 100 %"]
+PROMPTS = ["a red ball moves left", "a rather long prompt of a blue square that moves up and up", "ein Würfel, 100 %",
+           "a cube"]  # fmt: skip
 SIZES = ["height=32", "width=48", "frames=3"]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three samples of two batches, in every format, beside the run that they are from."""
+    """Four samples of two batches, in every format, beside the run that they are from."""
     folder = tmp_path_factory.mktemp("made")
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     arguments = [f"text_prompt={prompts}", f"ckpt={small_run(folder / 'run')}", f"output={folder / 'out'}", *SIZES,
-                 "seed=40", "steps=3", "guidance_scale=3.5", "negative_prompt=[blue, '', a green ball]", "batch_size=2",
-                 "fps=6", "formats=[mp4, png, latents]"]  # fmt: skip
+                 "seed=40", "steps=3", "guidance_scale=3.5", "negative_prompt=[blue, '', a green ball, '']", "fps=6",
+                 "batch_size=3", "guidance_interval=[0.3, 0.9]", "formats=[mp4, png, latents]"]  # fmt: skip
     assert run(main, arguments) == 0
     return folder
 
@@ -44,12 +47,12 @@ def test_a_video_carries_prompt_seed_checkpoint_and_settings(made: Path) -> None
     assert (record["prompt"], record["seed"], record["step"]) == (PROMPTS[2], 42, 7)
     settings = record["settings"]
     assert (settings["text_prompt"], settings["seed"], settings["fps"]) == ([PROMPTS[2]], 42, 6)
-    assert (settings["steps"], settings["guidance_scale"], settings["batch_size"]) == (3, 3.5, 2)
+    assert (settings["steps"], settings["guidance_scale"], settings["batch_size"]) == (3, 3.5, 3)
     assert Path(settings["ckpt"]) == made / "run" / "checkpoints" / "step-0000007"
     assert len(settings["ckpt_hash"]) == 32
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_a_video_is_made_again_to_the_last_bit(number: int, made: Path, tmp_path: Path) -> None:
     """Alone, though it was one of several. x264 may round otherwise from run to run: its pixels within a level."""
     assert run(main, ["--from-file", str(video(made, number)), f"output={tmp_path}"]) == 0
@@ -95,6 +98,24 @@ def test_other_weights_at_the_same_place_are_refused(
     moved = tmp_path / "moved"
     shutil.copytree(made / "run", moved)
     assert run(main, [*arguments[:-1], f"ckpt={moved}"]) == 0
+
+
+def test_a_decoded_video_says_how_its_latents_were_made(made: Path, tmp_path: Path) -> None:
+    latents = made / "out/latents.safetensors"
+    assert run(main, [f"latents={latents}", f"output={tmp_path / 'own'}", "vae_batch_frames=2"]) == 0
+    theirs = read_record(video(made, 2))["settings"]
+    found = read_record(next((tmp_path / "own").glob("0002-*.mp4")))["settings"]
+    changed = {"latents": str(latents), "vae_batch_frames": 2, "formats": ["mp4"], "fps": None}
+    assert found == theirs | changed and found["steps"] == 3
+    saved = yaml.safe_load((tmp_path / "own/config.yaml").read_text())
+    assert saved["latents"] == str(latents) and not {"steps", "ckpt", "text_prompt"} & set(saved)
+
+    trained = replace(SampledLatents.read(latents), settings=())  # as a training leaves them
+    trained.save(tmp_path / "step.safetensors")
+    assert run(main, [f"latents={tmp_path / 'step.safetensors'}", f"output={tmp_path / 'trained'}"]) == 0
+    record = read_record(next((tmp_path / "trained").glob("0002-*.mp4")))
+    assert (record["prompt"], record["seed"], record["step"]) == (PROMPTS[2], 42, 7)
+    assert not {"steps", "guidance_scale", "ckpt", "sampler"} & set(record["settings"])
 
 
 def test_files_that_cannot_be_made_again_are_one_clear_line(
