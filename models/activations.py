@@ -67,8 +67,7 @@ def through(costly: Callable[[Tensor], Tensor], cheap: Callable[..., Tensor], *s
     ``costly`` may be any modules that save it, and ZeRO may do with their weights as it does. Compiled code is left
     alone, as the compiler chooses itself what is cheaper to compute again.
     """
-    small = sources[0].nbytes < SMALLEST_FORGOTTEN_BYTES
-    if torch.compiler.is_compiling() or not _lean.get() or small:
+    if torch.compiler.is_compiling() or not _lean.get() or sources[0].nbytes < SMALLEST_FORGOTTEN_BYTES:
         return costly(cheap(*sources))
     between = _Forgotten.apply(cheap, *sources)
     result = costly(between)
