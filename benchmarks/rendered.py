@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from shards.schema import LATENTS, MEAN, TEXT, Bucket, Sample, make_key
 from shards.writer import write_shard
 
 TEXT_COLUMN = "text.t5"
+VAE = {"latent_channels": 4, "spatial_factor": 8, "temporal_factor": 1, "scaling_factor": 0.18215, "shift_factor": None}
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class Samples:
 
     def render(self, folder: Path) -> Dataset:
         root = create_dataset(folder, "benchmark")
-        for column in (LATENTS, TEXT_COLUMN):
-            fingerprint_hash = ensure_fingerprint(root, self.bucket, column, {})
+        told: dict[str, dict[str, Any]]
+        told = {LATENTS: {"vae": VAE, "sampling": {"fps": 8}}, TEXT_COLUMN: {"text_encoder": {"dim": self.text_dim}}}
+        for column, fingerprint in told.items():
+            fingerprint_hash = ensure_fingerprint(root, self.bucket, column, fingerprint)
             for number in range(self.shards):
                 samples = self._shard(number * self.per_shard, column)
                 write_shard(root / self.bucket.name / column, number, samples, fingerprint_hash=fingerprint_hash)
