@@ -29,10 +29,8 @@ from tests.models.networks import latte
 POLICIES: tuple[ActivationMemory, ...] = get_args(ActivationMemory)
 REACHES: dict[ActivationMemory, float] = {"none": 0.70, "block": 0.05}  # of Latte's bytes
 VAE_FACTOR = 8
+PATCH_PIXELS = 2 * VAE_FACTOR
 PAIRS, LATENTS, TEXT_TOKENS = 28, (16, 32, 32), 120  # of the clip whose kept bytes are counted
-
-
-PATCH_PIXELS = 16
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 import yaml
@@ -17,6 +16,7 @@ from stages.evaluation.inputs import read_settings
 from stages.sampling.files import LATENTS_FILE
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import caption_of, draw_clips
+from stages.video import read_frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ def sampled(folder: Path, summary: dict[str, Any], vae: FrozenVAE) -> ClipSet:
 
     def read(place: int) -> tuple[np.ndarray, np.ndarray]:
         if latents is None:
-            frames = _frames(folder / rows[place]["file"])
+            frames = read_frames(folder / rows[place]["file"])
             return frames, vae.encode(frames)
         return vae.decode(latents[place].contiguous()), latents[place].numpy()
 
@@ -81,8 +81,3 @@ def _latents(folder: Path, rows: Sequence[dict[str, Any]], vae: FrozenVAE) -> to
     listed = [row["prompt"] for row in rows], [row["seed"] for row in rows]
     theirs = (saved.prompts, saved.seeds) == listed and saved.vae == vae.identity
     return saved.latents.transpose(1, 2) if theirs else None
-
-
-def _frames(path: Path) -> np.ndarray:
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 
 from stages.evaluation.estimate import Proportion
 from stages.shapes.render import BACKGROUND, COLOURS, DIRECTIONS, SHAPES, held_out, parse_caption, shape_coverage
+from stages.video import read_frames
 
 LEAST_CONTRAST = 40
 """A shape differs from the background by at least so many of 255 levels in some channel."""
@@ -74,9 +74,7 @@ def check_video(frames: np.ndarray) -> Observed:
 
 def check_file(path: Path) -> Observed:
     """Decode a video file and measure it."""
-    with av.open(str(path)) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return check_video(np.stack(frames))
+    return check_video(read_frames(path))
 
 
 def score(samples: Iterable[tuple[str, Observed]]) -> Score:
