@@ -24,9 +24,10 @@ from benchmarks.table import Row, report
 from models.vae import FrozenVAE, vae_identity
 from shards.schema import LATENTS, Bucket
 from stages import execute
-from stages.columns import Decoded, LatentWorker, ShardReport, Target, VaeConfig
+from stages.columns import Decoded, ShardReport, Target, VaeConfig
 from stages.decoding.decode import Frames, decode_source
 from stages.execute import RuntimeConfig, Worker
+from stages.latent_worker import LatentWorker
 from stages.planning.plan import PlannedClip, ShardPlan
 
 ROUNDS = 4

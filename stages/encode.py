@@ -23,15 +23,17 @@ from shards.null_text import null_text_path
 from shards.schema import KEY, LATENTS, STATUS, TEXT_PREFIX, WRITTEN, Bucket, text_column
 from shards.writer import commit_path, committed_numbers, read_commit
 from stages import execute
-from stages.columns import LatentWorker, Target, TextWorker
+from stages.columns import Target
 from stages.encode_config import CAPTIONS, EncodeConfig, Models, latents_fingerprint, read_rows, text_fingerprint
 from stages.errors import ConfigError, WorkError
 from stages.execute import Worker
+from stages.latent_worker import LatentWorker
 from stages.output import save_settings, save_summary
 from stages.planning.metadata import Row
 from stages.planning.plan import Outcomes, Plan, ShardPlan, Totals, counts, plan, shard_plans
 from stages.planning.plan_table import planned_shards
 from stages.progress import Progress
+from stages.text_worker import TextWorker
 
 Sizes = dict[tuple[str, int], int]
 """(bucket name, number) of each of some shards -> its clips."""

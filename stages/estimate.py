@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.compute import PRECISIONS, default_device
 from models.text import TextEncoder
 from shards import storage
 from shards.manifest import read_header
 from shards.schema import Bucket, text_column
 from stages import execute
 from stages.captions import Captions
-from stages.columns import device, dtype, exact, load_vae
 from stages.encode import (
     SHARD_FIELDS,
     Sizes,
@@ -31,6 +31,7 @@ from stages.encode import (
     text_left,
 )
 from stages.encode_config import EncodeConfig, Models, read_rows
+from stages.latent_worker import exact, load_vae
 from stages.planning.plan import Plan, ShardPlan, counts, shard_plans
 from stages.timing import timed
 
@@ -126,7 +127,7 @@ def _measure_vae(config: EncodeConfig, bucket: Bucket) -> _VaeSpeed:
     if settings != exact(settings):  # with which a worker compares its first frames
         load_vae(exact(settings)).encode(batch)
     seconds, _ = timed(lambda: vae.encode(batch), SECONDS)
-    return _VaeSpeed(device().type, batch.size / 3 / seconds, _peak_gb())
+    return _VaeSpeed(default_device().type, batch.size / 3 / seconds, _peak_gb())
 
 
 def _measure_text(config: EncodeConfig, captions: list[str]) -> _TextSpeed:
@@ -134,7 +135,7 @@ def _measure_text(config: EncodeConfig, captions: list[str]) -> _TextSpeed:
     torch.set_num_threads(config.runtime.threads)
     settings = config.text_encoder
     encoder = TextEncoder.load(
-        settings.name, device(), dtype(settings.precision), settings.max_tokens, settings.batch_tokens
+        settings.name, default_device(), PRECISIONS[settings.precision], settings.max_tokens, settings.batch_tokens
     )
     seconds, embeddings = timed(lambda: encoder.encode(captions), SECONDS)
     tokens = float(np.mean([len(embedding) for embedding in embeddings]))
@@ -143,7 +144,7 @@ def _measure_text(config: EncodeConfig, captions: list[str]) -> _TextSpeed:
 
 def _peak_gb() -> float:
     """Of the GPU's memory that this process took, or of its own where there is none."""
-    if device().type == "cuda":
+    if default_device().type == "cuda":
         return torch.cuda.max_memory_reserved() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux counts in KiB
 

@@ -15,11 +15,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from stages.columns import Decoded, ShardReport
 from stages.decoding.decode import Decoder, Frames
 from stages.decoding.decode_job import DecodeJob, each, frames_of, group_of
 from stages.decoding.pyav_reader import VideoInfo
@@ -27,9 +28,6 @@ from stages.errors import ConfigError, DecodeError, WorkError, at_least
 from stages.planning.metadata import Row
 from stages.planning.plan_table import ShardPlan
 from stages.planning.probe import probe_row
-
-if TYPE_CHECKING:  # the decode processes load no torch
-    from stages.columns import Decoded, ShardReport
 
 DECODES_A_PROCESS = 500  # then Ray starts a fresh one: decoders leak
 TASK_BYTES = 32_000_000  # of frames that one task decodes, at most
@@ -68,12 +66,15 @@ class RuntimeConfig:
 class Worker(Protocol):
     """What an actor holds: made once a process, then one call a shard."""
 
-    def make_shard(self, plan: ShardPlan, decoded: "Decoded") -> "ShardReport": ...
+    def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport: ...
 
 
 @contextmanager
 def running(runtime: RuntimeConfig) -> Iterator[None]:
-    """Within the cluster that RAY_ADDRESS names, else one on this machine that ends with the block."""
+    """Within the cluster that this process has joined or RAY_ADDRESS names, else one here that ends with the block."""
+    if ray.is_initialized():
+        yield
+        return
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {}
     if address == "local":
@@ -126,7 +127,7 @@ def run_shards(
     runtime: RuntimeConfig,
     decoder: Decoder,
     watch: Callable[[int], object] = lambda clips: None,
-) -> Iterator["ShardReport"]:
+) -> Iterator[ShardReport]:
     """Make every shard, on as many actors as there are places for; reports come as shards are finished.
 
     ``watch`` is told between them how many clips of unfinished shards have been decoded and taken.
@@ -216,13 +217,13 @@ class _ShardActor:
         self._ahead = DecodeAhead(runtime, decoder)
         self._taken = 0
 
-    def make(self, plan: ShardPlan, following: ShardPlan | None) -> "ShardReport":
+    def make(self, plan: ShardPlan, following: ShardPlan | None) -> ShardReport:
         self._taken = 0
         if self._worker is None:  # here, not above: what a method raises reaches the driver as it is
             self._worker = self._make_worker()
         return self._worker.make_shard(plan, self._counted(self._ahead.frames_of(plan, following)))
 
-    def _counted(self, decoded: "Decoded") -> "Decoded":
+    def _counted(self, decoded: Decoded) -> Decoded:
         for frames in decoded:
             self._taken += 1
             yield frames

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from models.compute import default_device
 from models.flops import count_flops, peak_flops_per_s
 from models.loading import load_into
 from models.transformer import Transformer
@@ -194,7 +195,7 @@ def _work(config: TrainConfig, source: Source, model: Transformer, world: int) -
         text_tokens = round(samples * float(source.dataset.shapes(bucket, column)[:, 0].mean()))
         flops += count_flops(model.config, samples, frames, height, width, text_tokens).training
     told = f"{flops / 1e15:,.3g} PFLOP of matrix products"
-    peak = peak_flops_per_s(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    peak = peak_flops_per_s(default_device())
     if peak is None:
         return f"{told}; what this device can do of them a second is not known, nor then the hours"
     hours = flops / (USUAL_MFU * peak * world) / 3600

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from models.compute import default_device
 from models.vae import FrozenVAE
-from stages.columns import device, load_vae
 from stages.encode_config import EncodeConfig
+from stages.latent_worker import load_vae
 from stages.planning.plan import bucket_sizes
 from stages.timing import timed
 
@@ -28,7 +29,7 @@ class Speed:
 def tune(config: EncodeConfig) -> str:
     """The speeds as a table, and which is the best."""
     speeds = list(measure(config))
-    how = f"{config.vae.compute} on this machine's {device().type}"
+    how = f"{config.vae.compute} on this machine's {default_device().type}"
     lines = [f"{'batch_frames':>12}  {'frames/s':>8}  {'peak GB':>7}   {how}"]
     for speed in speeds:
         peak = "" if speed.peak_gb is None else f"{speed.peak_gb:.1f}"
@@ -54,7 +55,7 @@ def measure(config: EncodeConfig) -> Iterator[Speed]:
 
 
 def _measure(vae: FrozenVAE, batch: np.ndarray) -> Speed:
-    cuda = device().type == "cuda"
+    cuda = default_device().type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     seconds, _ = timed(lambda: vae.encode(batch), SECONDS)

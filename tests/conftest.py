@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
+from stages import execute
+from stages.execute import RuntimeConfig
 from tests import object_store
+from tests.resident import ResidentRanks
 
 NO_ASSETS = "set WISESORA_ASSETS to a folder of real clips to run this test"
 
 # Ray gives way to all else by default: beside another test file its workers would hardly come to run.
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ["RAY_ADDRESS"] = "local"  # no cluster of somebody else's
 
 _unwanted_skips: list[str] = []
 
@@ -25,6 +29,20 @@ def assets() -> Path:
     if not folder:
         pytest.skip(NO_ASSETS)
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[None]:
+    """A cluster for two tasks at once, which what runs in this process shares."""
+    with execute.running(RuntimeConfig(decoders=2)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[ResidentRanks]:
+    found = ResidentRanks()
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")

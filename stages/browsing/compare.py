@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from models.compute import default_device
 from models.vae import FrozenVAE
 from shards.manifest import Manifest
 from shards.schema import LATENTS
 from stages.browsing.source_frames import Source, SourceReader
 from stages.browsing.survey import Picked
-from stages.columns import device
 from stages.errors import DecodeError
 from stages.page import jpeg_uri, mp4_uri
 from stages.quality import psnr_db, snr_db
@@ -48,8 +48,8 @@ class Comparer:
     def __init__(self, vae: str, manifest: Manifest, reader: SourceReader):
         self._made = {name: entry.columns[LATENTS].fingerprint for name, entry in manifest.buckets.items()}
         batch_frames = min(made["batch_frames"] for made in self._made.values())
-        self._vae = FrozenVAE.load(vae, device(), torch.float32, batch_frames)
-        self._bf16 = FrozenVAE.load(vae, device(), torch.bfloat16, batch_frames)
+        self._vae = FrozenVAE.load(vae, default_device(), torch.float32, batch_frames)
+        self._bf16 = FrozenVAE.load(vae, default_device(), torch.bfloat16, batch_frames)
         self._bf16_left = BF16_CLIPS
         self._reader = reader
 

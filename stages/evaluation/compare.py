@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from models.compute import default_device
 from stages.evaluation import arm_runs
 from stages.evaluation.arms import Arm, Comparison
 from stages.evaluation.compare_page import write_page
@@ -98,8 +98,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
 def _losses(comparison: Comparison) -> tuple[dict[str, np.ndarray], list[str]]:
     """By arm, [seeds, clips, levels] on the common ground, and the sources of the clips."""
     config = comparison.config
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    execution = Execution(device, config.precision, config.batch_size, config.weights)
+    execution = Execution(default_device(), config.precision, config.batch_size, config.weights)
     found: dict[str, np.ndarray] = {}
     keys: list[str] = []
     for arm in comparison.arms:

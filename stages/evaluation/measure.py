@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from models.compute import default_device
 from models.vae import FrozenVAE, vae_identity
 from shards.dataset import Dataset
 from shards.schema import Bucket
@@ -46,7 +46,7 @@ class Subject:
         against = Trained.open(config.against, config.shards) if config.against else None
         if against:
             comparable(trained, against)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         return cls(
             trained,
             against,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from models.compute import PRECISIONS
 from models.loading import load_transformer
 from models.transformer import Transformer
 from models.weights import CheckpointInfo, find_checkpoint, read_info
@@ -15,7 +16,6 @@ from shards.dataset import Dataset
 from shards.loader import DataConfig
 from shards.manifest import read_header
 from stages.errors import ConfigError
-from stages.sampling.models import DTYPES
 from stages.training.held_out import ValidationConfig, open_clips
 
 SETTINGS = "config.yaml"
@@ -78,4 +78,4 @@ class Execution:
     def load(self, trained: Trained) -> Transformer:
         """The weights, ready to be called on the device."""
         model = load_transformer(trained.checkpoint, weights=self.weights)
-        return model.to(self.device, DTYPES[self.precision])
+        return model.to(self.device, PRECISIONS[self.precision])

@@ -62,10 +62,9 @@ class History:
 
 
 _ALL = -1
-_NO_TRIES = pa.table(
-    {"clip": pa.array([], pa.uint64()), "window": pa.array([], pa.int32()), "attempt": pa.array([], pa.int32())}
-    | {"reason": pa.array([], pa.string())}
-)
+_NO_TRIES = pa.schema(
+    {"clip": pa.uint64(), "window": pa.int32(), "attempt": pa.int32(), "reason": pa.string()}
+).empty_table()
 
 
 def _failed(part: pa.Table, last: LastAttempts, retry: set[str], outcomes: Outcomes) -> pa.Table:

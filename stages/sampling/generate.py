@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from models.compute import PRECISIONS
 from models.latents import LatentStats
 from models.weights import CheckpointInfo, read_null_text, some
 from stages.errors import WorkError
@@ -14,7 +15,7 @@ from stages.sampling.config import SampleConfig
 from stages.sampling.denoise import Given, Request, denoise
 from stages.sampling.files import resumes
 from stages.sampling.given import encode_given, given_frames
-from stages.sampling.models import DTYPES, Models
+from stages.sampling.models import Models
 from stages.sampling.plan import Asked, Plan
 
 PORTION_BATCHES = 8
@@ -63,7 +64,7 @@ def denoise_all(
 
     Raises WorkError where they are not finite.
     """
-    model = models.transformer(checkpoint, weights=config.weights).to(models.device, DTYPES[config.precision])
+    model = models.transformer(checkpoint, weights=config.weights).to(models.device, PRECISIONS[config.precision])
     if config.compile:
         model.compile_blocks(any_size=False)
     sharing = config.sequence_parallel
@@ -113,7 +114,7 @@ def _encode_given(plan: Plan, asked: Sequence[Asked], models: Models) -> Sequenc
 def _encode_prompts(plan: Plan, asked: Sequence[Asked], models: Models) -> list[torch.Tensor]:
     """[L, D] of each prompt, then of each negative prompt."""
     config, max_tokens = plan.config, plan.info.text_encoder["max_tokens"]
-    device, dtype = config.text_encoder.device or models.device, DTYPES[config.text_encoder.precision]
+    device, dtype = config.text_encoder.device or models.device, PRECISIONS[config.text_encoder.precision]
     encoder = models.text_encoder(config.pretrained_model_path, device, dtype, max_tokens=max_tokens)
     prompts = [*(one.prompt for one in asked), *(one.negative_prompt for one in asked)]
     cut = encoder.too_long(prompts)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from models.compute import PRECISIONS
 from models.text import text_encoder_parameters
 from models.text_lengths import padded_length
 from models.transformer import Transformer, TransformerConfig
 from models.vae import empty_vae
 from models.weights import CheckpointInfo
 from stages.sampling.config import SampleConfig
-from stages.sampling.models import DTYPES
 
 NARROW = 6
 """Of a temporal block's MLP, the tensors as wide as the model, beside two that are mlp_ratio times as wide."""
@@ -41,7 +41,7 @@ def peak_of(config: SampleConfig, info: CheckpointInfo, shape: tuple[int, int, i
     if config.text_encoder.device is None:
         parameters = text_encoder_parameters(config.pretrained_model_path)
         turns.insert(
-            0, Turn("T5", parameters * DTYPES[config.text_encoder.precision].itemsize, 0, "for a few captions")
+            0, Turn("T5", parameters * PRECISIONS[config.text_encoder.precision].itemsize, 0, "for a few captions")
         )
     peak = max(turn.weights + turn.activations for turn in turns)
     return (
@@ -51,7 +51,7 @@ def peak_of(config: SampleConfig, info: CheckpointInfo, shape: tuple[int, int, i
 
 
 def _transformer(config: SampleConfig, info: CheckpointInfo, shape: tuple[int, int, int, int]) -> Turn:
-    model, size = info.transformer, DTYPES[config.precision].itemsize
+    model, size = info.transformer, PRECISIONS[config.precision].itemsize
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in Transformer(model).parameters())
     assert config.batch_size is not None

@@ -13,8 +13,6 @@ from models.vae import FrozenVAE
 from stages.sampling import ranks
 from stages.sampling.config import DecodeConfig
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Models:

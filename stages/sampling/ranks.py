@@ -8,6 +8,8 @@ import os
 import torch
 import torch.distributed as dist
 
+from models.compute import default_device
+
 
 def rank() -> int:
     return int(os.environ.get("RANK", "0"))
@@ -29,7 +31,7 @@ def join() -> torch.device:
         from stages.engine import start_ranks
 
         return start_ranks().device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return default_device()
 
 
 def sequence_group(ranks_a_video: int) -> dist.ProcessGroup | None:

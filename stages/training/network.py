@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from models.attention_kernels import kernel_seconds, preferring
+from models.compute import PRECISIONS
 from models.objective import make_objective
 from models.transformer import Transformer, TransformerConfig
 from shards.schema import LATENTS
@@ -33,7 +34,7 @@ def settle_attention(config: TrainConfig, network: TransformerConfig, source: So
         return config
     bucket = max(source.sample_tokens, key=lambda name: source.sample_tokens[name])
     frames = int(source.dataset.shapes(bucket, LATENTS)[0][0])
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    dtype = PRECISIONS[config.train.precision]
     seconds = kernel_seconds(network, (1, frames, source.sample_tokens[bucket] // frames), ranks.device, dtype)
     fastest = from_main(min(seconds, key=lambda kernel: seconds[kernel], default=None))
     if fastest is None:

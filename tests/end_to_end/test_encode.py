@@ -8,6 +8,7 @@ import signal
 import subprocess
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import av
@@ -21,12 +22,10 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from models.source import TINY_FOLDER
 from models.text import TextEncoder
-from pipelines.command import run as run_command
-from pipelines.encode import main
 from shards import storage
 from shards.dataset import Dataset
 from shards.latent_rgb import to_rgb
-from tests.end_to_end.conftest import ROOT, SMALL, command, environment, hashes, run, wait_for
+from tests.end_to_end.conftest import ROOT, SMALL, command, encode, environment, hashes, run, wait_for
 
 
 def tars(shards: Path, column: str) -> list[str]:
@@ -107,7 +106,7 @@ def test_the_same_command_again_changes_nothing_and_reads_little(shards: Path, m
     monkeypatch.setattr(storage, "read", lambda path: reads.update([str(path.relative_to(shards))]) or read(path))
     for columns, plan_reads in (([], 6), (["--columns", "text.t5"], 3)):
         reads.clear()
-        assert run_command(main, ["--input", "shapes", *columns, f"output={shards}", *SMALL]) == 0
+        encode("--input", "shapes", *columns, f"output={shards}", *SMALL)
         assert hashes(shards) == before
         assert reads["plan/000000.parquet"] == plan_reads  # each time some of its columns
         assert reads["64x64x8/latents/000000.parquet"] == 2  # what became of its clips, and the index
@@ -115,30 +114,36 @@ def test_the_same_command_again_changes_nothing_and_reads_little(shards: Path, m
     assert summary["written"] == 48 and summary["this_run"]["written"] == 0
 
 
-def test_another_way_of_encoding_is_refused_by_name(shards: Path) -> None:
+def test_another_way_of_encoding_is_refused_by_name(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = hashes(shards)
     for setting, named in (
         ("vae.batch_frames=4", "batch_frames is 8, expected 4"),
         ("decoder=decord", 'sampling.decoder is "pyav", expected "decord"'),
         ("clip.fps=4", "sampling.fps is 8.0, expected 4.0"),
     ):
-        done = run(*command("encode"), "--input", "shapes", f"output={shards}", *SMALL, setting, status=2)
-        assert named in done.stderr and done.stderr.count("\n") == 1
+        encode("--input", "shapes", f"output={shards}", *SMALL, setting, status=2)
+        (told,) = capsys.readouterr().err.splitlines()
+        assert named in told
     assert hashes(shards) == before
 
 
-# In the middle of the plan, of the latents, and of the text.
-@pytest.mark.parametrize("made", ["dataset.json", "64x64x8/latents/*.parquet", "64x64x8/text.t5/*.parquet"])
-def test_a_kill_at_any_moment_loses_and_doubles_nothing(made: str, shards: Path, tmp_path: Path) -> None:
+def test_kills_at_any_moment_lose_and_double_nothing(shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     settings = ["--input", "shapes", f"output={folder}", f"data.videos={shards.parent / 'data'}", *SMALL]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*command("encode"), *settings], cwd=ROOT, env=environment(), **quiet)
-    wait_for(process, lambda: any(folder.glob(made)))
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    # In the middle of the plan, of the latents, and of the text.
+    for made in ("dataset.json", "64x64x8/latents/*.parquet", "64x64x8/text.t5/*.parquet"):
+        assert not any(folder.glob(made))
+        process = subprocess.Popen([*command("encode"), *settings], cwd=ROOT, env=environment(), **quiet)
+        wait_for(process, partial(anything, folder, made))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
     run(*command("encode"), *settings)
     assert hashes(folder) == hashes(shards)
+
+
+def anything(folder: Path, pattern: str) -> bool:
+    return any(folder.glob(pattern))
 
 
 def test_a_decoder_that_hangs_costs_one_clip(tmp_path: Path, shards: Path) -> None:
@@ -151,7 +156,7 @@ def test_a_decoder_that_hangs_costs_one_clip(tmp_path: Path, shards: Path) -> No
     metadata = tmp_path / "clips.jsonl"
     metadata.write_text("".join(json.dumps({"YoutubeID": name, **row}) + "\n" for name in names))
     os.mkfifo(videos / "hangs.mp4")  # opening it waits for a writer that never comes
-    run(*command("encode"), "--input", "internvid", f"data.metadata={metadata}", f"data.videos={videos}", "vae=tiny",
+    encode("--input", "internvid", f"data.metadata={metadata}", f"data.videos={videos}", "vae=tiny",
         "text_encoder=tiny", f"output={tmp_path / 'shards'}", "clip={height: 64, width: 64, frames: 8}",
         "runtime.clip_timeout_s=2", "runtime.attempts=2")  # fmt: skip
     summary = json.loads((tmp_path / "shards" / "summary.json").read_text())
@@ -168,7 +173,7 @@ def test_a_folder_of_videos_and_pictures_becomes_clips_of_many_frames_and_of_one
         (folder / f"clip {number}.mp4").symlink_to(path)
         (folder / f"clip {number}.txt").write_text(f"caption {number}")
     Image.new("RGB", (96, 64), "red").save(folder / "picture.png")
-    run(*command("encode"), "--input", "folder", f"data.videos={folder}", "vae=tiny", "text_encoder=tiny",
+    encode("--input", "folder", f"data.videos={folder}", "vae=tiny", "text_encoder=tiny",
         f"decoder={decoder}", f"output={tmp_path / 'shards'}", "clip={height: 64, width: 64, frames: [4, 8]}",
         )  # fmt: skip
     dataset = Dataset.open(tmp_path / "shards", text="text.t5")
@@ -178,9 +183,9 @@ def test_a_folder_of_videos_and_pictures_becomes_clips_of_many_frames_and_of_one
     assert len(dataset.read("64x64x1", 0, "text.t5")["text.npy"]) == 1  # no caption: the null text
 
 
-def test_every_line_of_a_real_sample_of_internvid_is_accounted_for(assets: Path, tmp_path: Path) -> None:
+def test_every_line_of_a_real_sample_of_internvid_is_accounted_for(assets: Path, ray: None, tmp_path: Path) -> None:
     mini = assets / "internvid_mini"
-    run(*command("encode"), "--input", "internvid", f"data.metadata={mini / 'InternVid-mini.jsonl'}", "vae=tiny",
+    encode("--input", "internvid", f"data.metadata={mini / 'InternVid-mini.jsonl'}", "vae=tiny",
         "text_encoder=tiny", f"data.videos={mini / 'clips'}", f"output={tmp_path}",
         "clip={height: 64, width: 64, frames: 8}")  # fmt: skip
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -228,7 +233,7 @@ def test_bad_input_is_one_clear_line(
     for name, place in places.items():
         settings = [text.replace(name, place) for text in settings]
     tiny = [] if any(text.startswith("vae=") for text in settings) else ["vae=tiny"]
-    assert run_command(main, [*SMALL, *tiny, "text_encoder.name=tiny", *settings]) == 2
+    encode(*SMALL, *tiny, "text_encoder.name=tiny", *settings, status=2)
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("error: ") and message in told
 
@@ -238,7 +243,9 @@ def written_captions(path: Path, captions: dict[str, str]) -> Path:
     return path
 
 
-def test_new_captions_make_a_column_beside_the_old_and_encode_only_what_changed(shards: Path, tmp_path: Path) -> None:
+def test_new_captions_make_a_column_beside_the_old_and_encode_only_what_changed(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "shards"
     shutil.copytree(shards, folder)
     rows = Dataset.open(folder).index("64x64x8").to_pylist()
@@ -246,7 +253,7 @@ def test_new_captions_make_a_column_beside_the_old_and_encode_only_what_changed(
     file = written_captions(tmp_path / "new.jsonl", changed | {rows[7]["key"]: rows[7]["caption"].upper()})
     before = hashes(folder)
     settings = ["--input", "shapes", f"output={folder}", "--columns", "text.new", f"text_encoder.captions={file}"]
-    run(*command("encode"), *settings)
+    encode(*settings)
     assert {path for path in before if "index" not in path} < hashes(folder)  # nothing else is touched
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["this_run"]["columns"]["text.new"]["reused"] > 0
@@ -259,5 +266,7 @@ def test_new_captions_make_a_column_beside_the_old_and_encode_only_what_changed(
         np.testing.assert_array_equal(dataset.read("64x64x8", number, "text.new")["text.npy"], expected)
 
     written_captions(file, {key: "yet another" for key in changed})
-    done = run(*command("encode"), *settings, status=2)
-    assert "captions is" in done.stderr and done.stderr.count("\n") == 1
+    capsys.readouterr()
+    encode(*settings, status=2)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "captions is" in told

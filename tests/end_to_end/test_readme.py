@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import sys
 from dataclasses import replace
@@ -17,7 +18,8 @@ from stages.evaluation.compare_config import CompareConfig
 from stages.evaluation.config import EvaluateConfig
 from stages.sampling.config import SampleConfig
 from stages.training.config import TrainConfig, transformer_config
-from tests.end_to_end.conftest import ROOT, Road, deepspeed, run
+from tests.end_to_end.conftest import ROOT, Road
+from tests.resident import ResidentRanks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "docs" / "zh" / "README.md").read_text(encoding="utf-8")
@@ -76,7 +78,10 @@ def pipeline_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", sorted(set(pipeline_commands())))
-def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None:
+def test_a_command_of_readme_runs(
+    line: str, road: Road, ranks: ResidentRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """As it stands but for its folders, on the tiny models; what takes long stops at --dry-run."""
     data = road.shards.parent / "data"
     captions = tmp_path / "short.jsonl"
@@ -113,10 +118,6 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
             (ROOT / file).read_text().replace("outputs/demo/shards", str(road.shards))
         )
     words = [places.get(word, word) for word in shlex.split(line)]
-    if name == "train":
-        words = [*deepspeed(2), *words[words.index("pipelines/train.py") + 1 :], "--dry-run"]
-    else:
-        words[0] = sys.executable
     tiny = ["vae=tiny", "text_encoder=tiny", "clip={height: 64, width: 64, frames: 8}", "--dry-run"]
     small = ["pretrained_model_path=tiny", "text_prompt=a red ball moves left", f"ckpt={road.run}", "steps=1"]
     ours = {
@@ -132,7 +133,12 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
     }
     if name == "app" and find_spec("gradio") is None:
         pytest.skip("gradio is not installed: pip install 'wisesora[app]' to run this test")
-    done = run(*words, *ours[name])
+    if name == "train":
+        told = ranks.run(2, *words[1:], *ours[name], "--dry-run").stdout
+    else:
+        python, option, module, *arguments = words
+        assert (python, option) == ("python", "-m") and run_as_main(module, [*arguments, *ours[name]], monkeypatch) == 0
+        told = capsys.readouterr().out
     expected = {
         "encode": "48 c",  # clips, or captions
         "train": "passes over them",
@@ -144,9 +150,18 @@ def test_a_command_of_readme_runs(line: str, road: Road, tmp_path: Path) -> None
         "export": "LatteTransformer3DModel of",
         "app": "trained for 4 steps on",
     }
-    assert (expected[name] if "--tune" not in line else "for a new dataset: vae.batch_frames=") in done.stdout
+    assert (expected[name] if "--tune" not in line else "for a new dataset: vae.batch_frames=") in told
     if name == "sample":
         assert len(json.loads((tmp_path / "summary.json").read_text())["samples"]) == 1
+
+
+def run_as_main(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """What ``python -m module`` exits with, in this process."""
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, module, raising=False)  # which runpy would warn of
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return ended.value.code
 
 
 def exportable(run_folder: Path, copy: Path) -> Path:

@@ -18,7 +18,7 @@ from pipelines.command import run as run_command
 from pipelines.sample import main
 from stages.sampling.config import DenoiseConfig
 from stages.sampling.denoise import Request, denoise
-from tests.end_to_end.conftest import Road, command, run
+from tests.end_to_end.conftest import Road
 
 
 def test_samples_are_videos_that_browsers_play(road: Road) -> None:
@@ -35,8 +35,8 @@ def test_samples_are_videos_that_browsers_play(road: Road) -> None:
 
 
 def test_the_same_prompt_and_seed_give_the_same_video(road: Road, tmp_path: Path) -> None:
-    run(*command("sample"), "--prompt", "a blue square moves up", "seed=1", f"ckpt={road.run}", f"output={tmp_path}",
-        "steps=2", "batch_size=1")  # fmt: skip
+    given = ["--prompt", "a blue square moves up", "seed=1", f"ckpt={road.run}", f"output={tmp_path}"]
+    assert run_command(main, [*given, "steps=2", "batch_size=1"]) == 0
     first, again = road.samples / "0001-a-blue-square-moves-up.mp4", tmp_path / "0000-a-blue-square-moves-up.mp4"
     assert np.abs(frames(first) - frames(again)).mean() < 1  # of 255 levels; latents agree within 1e-3, see below
 

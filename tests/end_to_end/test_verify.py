@@ -10,7 +10,6 @@ from pipelines.command import run as run_command
 from pipelines.verify import main
 from shards.dataset import Dataset
 from shards.manifest import read_json
-from tests.end_to_end.conftest import command, run
 
 BUCKET = "64x64x8"
 
@@ -33,7 +32,9 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(data)
 
 
-def test_a_repair_gives_the_same_bytes_back_and_deletes_nothing(copy: Path, shards: Path) -> None:
+def test_a_repair_gives_the_same_bytes_back_and_deletes_nothing(
+    copy: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tars = [sorted((copy / BUCKET / column).glob("*.tar")) for column in ("latents", "text.t5")]
     flip(tars[0][1], 700)
     os.truncate(tars[1][2], 512)
@@ -41,12 +42,14 @@ def test_a_repair_gives_the_same_bytes_back_and_deletes_nothing(copy: Path, shar
     flip(copy / "manifest.json", 300)
     flip(next((copy / "index").iterdir()), 300)
     damaged = content(copy)
-    done = run(*command("verify"), copy, "--repair", f"data.videos={shards.parent / 'data'}")
+    capsys.readouterr()
+    assert run_command(main, [str(copy), "--repair", f"data.videos={shards.parent / 'data'}"]) == 0
+    told = capsys.readouterr().out
     assert content(copy) == content(shards)
     (aside,) = (copy / "set_aside").iterdir()
     assert content(aside).items() <= damaged.items() and str(tars[0][1].relative_to(copy)) in content(aside)
-    assert f"fault: {tars[0][1]}: " in done.stdout and f"fault: {tars[1][2]}: " in done.stdout
-    assert "nothing is wrong" in done.stdout.splitlines()[-1]
+    assert f"fault: {tars[0][1]}: " in told and f"fault: {tars[1][2]}: " in told
+    assert "nothing is wrong" in told.splitlines()[-1]
 
 
 def test_a_whole_dataset_and_a_damaged_one(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

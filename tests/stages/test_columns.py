@@ -8,10 +8,11 @@ import pytest
 
 from models.vae import vae_identity
 from shards.schema import LATENTS, Bucket
-from stages import columns
-from stages.columns import LatentWorker, Target, VaeConfig
+from stages import latent_worker
+from stages.columns import Target, VaeConfig
 from stages.decoding.decode import Frames
 from stages.errors import WorkError
+from stages.latent_worker import LatentWorker
 from stages.planning.plan_table import PlannedClip, ShardPlan
 from tests.videos import numbered
 
@@ -34,7 +35,7 @@ def test_every_way_to_compute_is_recorded_as_another() -> None:
 def test_bf16_is_used_only_where_it_is_close_to_fp32(
     least_db: int, plan: ShardPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(columns, "LEAST_SNR_DB", least_db)
+    monkeypatch.setattr(latent_worker, "LEAST_SNR_DB", least_db)
     target = Target(tmp_path, LATENTS, {BUCKET: ""})
     worker = LatentWorker(VaeConfig("tiny", precision="bf16"), vae_identity("tiny"), target, threads=1)
     frames = Frames(np.stack([np.asarray(frame)[:32, :32] for frame in numbered(4)]), 0.0)

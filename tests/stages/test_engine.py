@@ -1,8 +1,5 @@
 """ZeRO 1, 2 and 3 on two CPU ranks against one plain PyTorch process, and a resume against no stop."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from safetensors.torch import load_file
 from stages.engine import check_settings
 from stages.errors import ConfigError
 from stages.training.optimizer import OptimizerConfig, lr_share, parameter_groups
+from tests.resident import ResidentRanks
 from tests.stages.engine_run import (
     ACCUMULATION,
     CASES,
@@ -26,22 +24,18 @@ from tests.stages.engine_run import (
     micro_batches,
 )
 
-SCRIPT = Path(__file__).with_name("engine_run.py")
+SCRIPT = "tests/stages/engine_run.py"
 FP32 = [case for case in CASES if case.startswith("fp32")]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(ranks: ResidentRanks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of engine_run.py on two ranks, and of its resume on one."""
     folder = tmp_path_factory.mktemp("engine")
     for case in CASES:
         (folder / case).mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    port = str(29500 + os.getpid() % 400)
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", port]
-    for command in (launcher, [sys.executable]):
-        done = subprocess.run([*command, SCRIPT, folder], capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
+    for world in (2, 1):
+        ranks.run(world, SCRIPT, folder)
     return folder
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -61,12 +61,6 @@ class Slow(Worker):
             assert time.monotonic() < end
             time.sleep(0.01)
         return super().make_shard(plan, chain(taken, decoded))
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    with execute.running(RuntimeConfig(decoders=DECODERS)):
-        yield
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Samples spread over ranks, and shared by ranks: the same files as those of one process, or the same latents."""
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +12,20 @@ from models.weights import CheckpointInfo, find_checkpoint, read_info
 from stages.errors import ConfigError
 from stages.sampling.checkpoint import check_ranks
 from stages.sampling.config import SampleConfig
-from tests.end_to_end.conftest import ROOT, run
+from tests.end_to_end.conftest import run
+from tests.resident import ResidentRanks
 from tests.stages.sampling.sequence_run import FRAMES, RANKS
 from tests.stages.small_run import CONFIG, small_run
 
 PROMPTS = "text_prompt=[a ball, a cube, a rather long prompt of a blue square that moves up and up, a star, a moon]"
 
 
-def test_two_ranks_make_the_files_of_one(tmp_path: Path) -> None:
+def test_two_ranks_make_the_files_of_one(ranks: ResidentRanks, tmp_path: Path) -> None:
     source = small_run(tmp_path / "run")
     settings = [PROMPTS, f"ckpt={source}", "height=32", "width=32", "frames=2", "steps=2", "batch_size=2",
                 "formats=[png,latents]"]  # fmt: skip
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-                f"--master_port={28100 + os.getpid() % 300}"]  # fmt: skip
-    script = ROOT / "pipelines" / "sample.py"
-    done = run(*torchrun, script, *settings, f"output={tmp_path / 'two'}")
-    run(sys.executable, script, *settings, f"output={tmp_path / 'one'}")
+    done = ranks.run(2, "pipelines/sample.py", *settings, f"output={tmp_path / 'two'}")
+    ranks.run(1, "pipelines/sample.py", *settings, f"output={tmp_path / 'one'}")
     one, two = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one.keys() == two.keys() and len(one) == 5 + 4
     for name in one.keys() - {"config.yaml"}:
