@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from models.samplers import make_sampler
 from shards.dataset import Dataset
 from shards.loader import Loader, selection_hash
 from shards.node_tables import NodeTables, Share, own_table
@@ -108,8 +109,14 @@ def open_held_out(
 def open_prompts(
     config: TrainConfig, source: Source, rank: int = 0, world: int = 1, share: Share = own_table
 ) -> Prompts | None:
-    """The captions to sample. Raises ConfigError where ``validation.holdout`` holds none."""
-    return Prompts.open(config.validation, config.data, list(source.order.batch_size), rank, world, share)
+    """The captions to sample. Raises ConfigError where ``validation.holdout`` holds none, or for too many steps."""
+    prompts = Prompts.open(config.validation, config.data, list(source.order.batch_size), rank, world, share)
+    if prompts:
+        try:
+            make_sampler(None, config.objective, config.validation.sample_steps, tokens=1)
+        except ValueError as error:
+            raise ConfigError(f"validation.sample_{error}") from None
+    return prompts
 
 
 def batches_of(source: Source) -> str:

@@ -71,7 +71,7 @@ def test_the_commands_that_train_on_many_gpus_have_settings_that_exist() -> None
 
 
 def pipeline_commands() -> list[str]:
-    others = ("encode.md", "clusters.md", "evaluate.md", "compare.md")
+    others = ("encode.md", "clusters.md", "sample.md", "evaluate.md", "compare.md")
     pages = (README, *((ROOT / "docs" / name).read_text(encoding="utf-8") for name in others))
     found = [line for page in pages for line in commands(page) if "KIND" not in line]
     return [line for line in found if line.startswith(("python -m pipelines", "deepspeed pipelines"))]
@@ -86,7 +86,8 @@ def test_a_command_of_readme_runs(
     data = road.shards.parent / "data"
     captions = tmp_path / "short.jsonl"
     captions.write_text('{"key": "k", "caption": "c"}\n')
-    name = "train" if line.startswith("deepspeed") else shlex.split(line)[2].removeprefix("pipelines.")
+    (tmp_path / "prompts.txt").write_text("a red ball moves left\n")
+    launched, name = re.match(r"(deepspeed pipelines/|python -m pipelines\.)(\w+)", line).groups()
     places = {
         "data.metadata=…": f"data.metadata={data / 'InternVid-shapes.jsonl'}",
         "data.videos=…": f"data.videos={data / 'videos'}",
@@ -99,6 +100,10 @@ def test_a_command_of_readme_runs(
         "output=datasets/mine": f"output={tmp_path / 'shards'}",
         "text_encoder.captions=short.jsonl": f"text_encoder.captions={captions}",
         "DATASET": str(road.shards),
+        "pretrained_model_path=MODELS": "pretrained_model_path=tiny",
+        "text_prompt=prompts.txt": f"text_prompt={tmp_path / 'prompts.txt'}",
+        "text_prompt=all_dimension.txt": f"text_prompt={tmp_path / 'prompts.txt'}",
+        "outputs/samples/0001-a-blue-square-moves-up.mp4": str(road.samples / "0001-a-blue-square-moves-up.mp4"),
     }
     if name == "evaluate":
         places |= {
@@ -119,10 +124,13 @@ def test_a_command_of_readme_runs(
         )
     words = [places.get(word, word) for word in shlex.split(line)]
     tiny = ["vae=tiny", "text_encoder=tiny", "clip={height: 64, width: 64, frames: 8}", "--dry-run"]
-    small = ["pretrained_model_path=tiny", "text_prompt=a red ball moves left", f"ckpt={road.run}", "steps=1"]
+    small = [] if "--from-file" in line else ["pretrained_model_path=tiny", f"ckpt={road.run}", "steps=1"]
+    if not re.search("--from-file|text_prompt=", line):
+        small.append("text_prompt=a red ball moves left")
+    samples = 5 if "samples_per_prompt=5" in line else 1
     ours = {
         "encode": tiny,
-        "train": ["model={preset: tiny}", "train.init_from=null", "validation.holdout=0.2"],
+        "train": ["model={preset: tiny}", "train.init_from=null", "validation.holdout=0.2", "--dry-run"],
         "sample": [*small, "precision=fp32", f"output={tmp_path}"],
         "evaluate": [f"output={tmp_path}", "loss={samples: 8, levels: 2}", "clips={samples: 2, steps: 2}"],
         "compare": ["--dry-run", f"output={tmp_path}"],
@@ -133,16 +141,16 @@ def test_a_command_of_readme_runs(
     }
     if name == "app" and find_spec("gradio") is None:
         pytest.skip("gradio is not installed: pip install 'wisesora[app]' to run this test")
-    if name == "train":
-        told = ranks.run(2, *words[1:], *ours[name], "--dry-run").stdout
+    if launched.startswith("deepspeed"):
+        told = ranks.run(2, *words[1:], *ours[name]).stdout
     else:
-        python, option, module, *arguments = words
-        assert (python, option) == ("python", "-m") and run_as_main(module, [*arguments, *ours[name]], monkeypatch) == 0
+        _, _, module, *arguments = words
+        assert run_as_main(module, [*arguments, *ours[name]], monkeypatch) == 0
         told = capsys.readouterr().out
     expected = {
         "encode": "48 c",  # clips, or captions
         "train": "passes over them",
-        "sample": "1 videos",
+        "sample": f"{samples} videos",
         "evaluate": "report",
         "compare": "2 arms x 3 seeds",
         "browse": "clips",
@@ -152,7 +160,7 @@ def test_a_command_of_readme_runs(
     }
     assert (expected[name] if "--tune" not in line else "for a new dataset: vae.batch_frames=") in told
     if name == "sample":
-        assert len(json.loads((tmp_path / "summary.json").read_text())["samples"]) == 1
+        assert len(json.loads((tmp_path / "summary.json").read_text())["samples"]) == samples
 
 
 def run_as_main(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:

@@ -137,6 +137,17 @@ MISTAKES = [
     (["objective.flow.logit_mean=1"], "belongs to another run (objective.flow.logit_mean was 0.0, is 1"),
     (["validation.holdout=0.000001", "output=OTHER"], "validation.holdout is 1e-06"),
     (["validation.holdout=0.3"], "validation.holdout was 0.0, is 0.3"),
+    (
+        [
+            "output=OTHER",
+            "objective.prediction=epsilon",
+            "objective.flow.shift_tokens=[256, 14336, 131072]",
+            "objective.flow.shift_values=[1, 3, 6]",
+            "validation.sample_every=5",
+            "validation.sample_steps=2000",
+        ],
+        "validation.sample_steps: found 2000, expected at most 1000",
+    ),
 ]
 
 
