@@ -83,9 +83,16 @@ def make_sampler(name: SamplerName | None, objective: ObjectiveConfig, steps: in
         raise ValueError(
             f"sampler: found {name!r}, expected one of {', '.join(known)}: the model predicts {objective.prediction}"
         )
+    check_steps("steps", objective.prediction, steps)
     if objective.prediction == "velocity":
         return _flow_sampler(name or known[0], steps, RectifiedFlow(objective.flow).shift(tokens))
     return _diffusion_sampler(name or known[0], objective.prediction, steps)
+
+
+def check_steps(setting: str, prediction: Prediction, steps: int) -> None:
+    """Raises ValueError for more steps than a diffusion was trained on; a flow takes any number."""
+    if prediction != "velocity" and steps > STEPS:
+        raise ValueError(f"{setting}: found {steps}, expected at most {STEPS}, those of the training")
 
 
 def _flow_sampler(name: SamplerName, steps: int, shift: float) -> Sampler:
@@ -100,8 +107,6 @@ def _flow_sampler(name: SamplerName, steps: int, shift: float) -> Sampler:
 
 
 def _diffusion_sampler(name: SamplerName, prediction: Prediction, steps: int) -> Sampler:
-    if steps > STEPS:
-        raise ValueError(f"steps: found {steps}, expected at most {STEPS} with {name}, those of the training")
     scheduler: Any
     if name == "iddpm":
         scheduler = DDPMScheduler(**TRAINED_BETAS, variance_type="learned_range", clip_sample=False)

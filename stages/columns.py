@@ -1,6 +1,6 @@
 """What is told of the columns of a dataset: how each is made, where it goes, and what became of a shard of it.
 
-Without torch, which the driver's and the decoders' side of a job has no use for.
+Loads no torch, of which the processes that decode have no use.
 """
 
 from collections import Counter

@@ -8,6 +8,7 @@ import difflib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -204,8 +205,9 @@ def _make(
 ) -> Progress:
     """Make the shards of a column that are not committed. ``left``: the clips of each."""
     progress = Progress(column, sum(left.values()), len(left), execute.places(config.runtime))
-    with progress:
-        for report in execute.run_shards(make_worker, plans, config.runtime, config.decoder, progress.watch):
+    made = execute.run_shards(make_worker, plans, config.runtime, config.decoder, progress.watch)
+    with progress, closing(made):
+        for report in made:
             progress.add(report)
             _check_failures(progress.statuses, config.max_failed_share)
     return progress

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -127,12 +127,13 @@ def run_shards(
     runtime: RuntimeConfig,
     decoder: Decoder,
     watch: Callable[[int], object] = lambda clips: None,
-) -> Iterator[ShardReport]:
+) -> Generator[ShardReport, None, None]:
     """Make every shard, on as many actors as there are places for; reports come as shards are finished.
 
     ``watch`` is told between them how many clips of unfinished shards have been decoded and taken.
 
-    Raises WorkError when a shard's actor died ``attempts`` times, and whatever ``make_shard`` raised.
+    Raises WorkError when a shard's actor died ``attempts`` times, and whatever ``make_shard`` raised. To be closed by
+    who takes no more of them.
     """
     options: dict[str, Any] = {"scheduling_strategy": "SPREAD", "concurrency_groups": {_WATCH: 1}}
     actor_type: Any = ray.remote(num_gpus=1 if gpus() else 0, num_cpus=0, **options)(_ShardActor)
@@ -147,26 +148,32 @@ def run_shards(
 
     for _ in range(places(runtime)):
         begin(next(todo, None), next(todo, None))
-    while running:
-        finished, _ = ray.wait(list(running), timeout=WATCH_S)
-        if not finished:
-            watch(_taken(running.values()))
-            continue
-        (done,) = finished
-        lane = running.pop(done)
-        try:
-            yield ray.get(done)
-        except RayTaskError as error:
-            raise error.cause from None
-        except RayActorError as error:
-            ray.kill(lane.actor)  # if it is out of reach only
-            begin(lane.job.again(runtime.attempts, error), lane.following)
-        else:
-            job = lane.following or _steal(running.values())
-            if job:
-                begin(job, next(todo, None), lane.actor)
+    try:
+        while running:
+            finished, _ = ray.wait(list(running), timeout=WATCH_S)
+            if not finished:
+                watch(_taken(running.values()))
+                continue
+            (done,) = finished
+            lane = running[done]
+            try:
+                yield ray.get(done)
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayActorError as error:
+                del running[done]
+                ray.kill(lane.actor)  # if it is out of reach only
+                begin(lane.job.again(runtime.attempts, error), lane.following)
             else:
-                ray.kill(lane.actor)  # its GPU may be what the successor of a dead one waits for
+                del running[done]
+                job = lane.following or _steal(running.values())
+                if job:
+                    begin(job, next(todo, None), lane.actor)
+                else:
+                    ray.kill(lane.actor)  # its GPU may be what the successor of a dead one waits for
+    finally:
+        for lane in running.values():  # a cluster may outlive what went wrong
+            ray.kill(lane.actor)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ NO_ASSETS = "set WISESORA_ASSETS to a folder of real clips to run this test"
 
 # Ray gives way to all else by default: beside another test file its workers would hardly come to run.
 os.environ.setdefault("RAY_worker_niceness", "0")
-os.environ["RAY_ADDRESS"] = "local"  # no cluster of somebody else's
+os.environ.pop("RAY_ADDRESS", None)  # no cluster of somebody else's
 
 _unwanted_skips: list[str] = []
 
@@ -39,10 +39,10 @@ def ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[ResidentRanks]:
-    found = ResidentRanks()
-    yield found
-    found.close()
+def resident_ranks() -> Iterator[ResidentRanks]:
+    ranks = ResidentRanks()
+    yield ranks
+    ranks.close()
 
 
 @pytest.fixture(scope="session")

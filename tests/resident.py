@@ -3,17 +3,17 @@
 ``python -m tests.resident`` reads a line ``[script, argument, ...]`` at a time, and answers each with one.
 """
 
-import contextlib
 import gc
 import io
 import json
 import os
 import runpy
-import socket
+import selectors
 import subprocess
 import sys
-import threading
+import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,49 +35,54 @@ class ResidentRanks:
 
     def __init__(self) -> None:
         self._of_world: dict[int, list[subprocess.Popen[str]]] = {}
+        self._environment = dict(os.environ)
 
     def run(self, world: int, script: str, *arguments: object, status: int = 0, timeout_s: float = 300) -> Done:
         """Run a script of the project on ``world`` ranks; fails the test unless it ends with ``status`` on all."""
         if world not in self._of_world:
-            self._of_world[world] = start(world)
+            self._of_world[world] = start(world, self._environment)
         ranks = self._of_world[world]
-        watchdog = threading.Timer(timeout_s, self._end, [world])
-        watchdog.start()
+        answers: dict[int, dict] = {}
         try:
             for rank in ranks:
+                assert rank.stdin
                 print(json.dumps([script, *map(str, arguments)]), file=rank.stdin, flush=True)
-            lines = [rank.stdout.readline() for rank in ranks if rank.stdout]
-        finally:
-            watchdog.cancel()
-        assert all(lines), f"a rank of {world} ended, or took more than {timeout_s} s, in {script} {arguments}"
-        found = [json.loads(line) for line in lines]
-        done = Done(*("".join(answer[name] for answer in found) for name in ("stdout", "stderr")))
-        if any(answer["status"] != status for answer in found):
+            for number, line in lines_of(ranks, timeout_s):
+                assert line, f"rank {number} ended, or took more than {timeout_s} s, beside {answers}"
+                answers[number] = json.loads(line)
+                assert answers[number]["status"] == status, f"{script} {arguments} did not exit {status}: {answers}"
+        except BaseException:
             self._end(world)  # they may wait for each other
-            raise AssertionError(f"{script} {arguments} did not exit {status}\n{done.stdout}\n{done.stderr}")
-        return done
+            raise
+        return Done(*("".join(answers[number][name] for number in range(world)) for name in ("stdout", "stderr")))
 
     def close(self) -> None:
-        for world in list(self._of_world):
-            self._end(world)
+        """Let all of them end by themselves, as they must be able to."""
+        ranks = [rank for ranks in self._of_world.values() for rank in ranks]
+        for rank in ranks:
+            assert rank.stdin
+            rank.stdin.close()
+        statuses = [rank.wait(60) for rank in ranks]
+        for rank in ranks:
+            assert rank.stdout
+            rank.stdout.close()
+        assert statuses == [0] * len(ranks)
 
     def _end(self, world: int) -> None:
-        for rank in self._of_world.pop(world, []):
+        for rank in self._of_world.pop(world):
             rank.kill()
             rank.communicate()
 
 
-def start(world: int) -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def start(world: int, environment: dict[str, str]) -> list[subprocess.Popen[str]]:
+    port = str(27000 + os.getpid() % 1000)
+    shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port if world > 1 else "0"}
     shared |= {"WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.resident"],
             cwd=ROOT,
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=environment | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -86,28 +91,58 @@ def start(world: int) -> list[subprocess.Popen[str]]:
     ]
 
 
-def run_script(script: str, arguments: list[str]) -> dict:
-    """As ``python script arguments`` would, but for what is loaded already."""
+def lines_of(ranks: list[subprocess.Popen[str]], timeout_s: float) -> Iterator[tuple[int, str]]:
+    """A line of each rank, as they come; an empty one from a rank that has ended, or that the time ran out for."""
+    deadline = time.monotonic() + timeout_s
+    with selectors.DefaultSelector() as waiting:
+        for number, rank in enumerate(ranks):
+            assert rank.stdout
+            waiting.register(rank.stdout, selectors.EVENT_READ, number)
+        while waiting.get_map():
+            ready = waiting.select(max(0, deadline - time.monotonic()))
+            if not ready:
+                yield min(key.data for key in waiting.get_map().values()), ""
+            for key, _ in ready:
+                waiting.unregister(key.fileobj)
+                yield key.data, key.fileobj.readline()
+
+
+def run_script(script: str, arguments: list[str]) -> int | str:
+    """Its exit status, as of ``python script arguments`` but for what is loaded already."""
     sys.argv = [script, *arguments]
     linear = torch.nn.functional.linear
-    status: object = 0
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as ended:
-            status = ended.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-    torch.nn.functional.linear = linear  # ZeRO-3 puts its own there, which rounds otherwise, and leaves it
-    gc.collect()
-    return {"status": status, "stdout": stdout.getvalue(), "stderr": stderr.getvalue()}
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        return ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        torch.nn.functional.linear = linear  # ZeRO-3 puts its own there, which rounds otherwise, and leaves it
+        gc.collect()
+    return 0
+
+
+def serve() -> None:
+    given, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)  # what prints past Python's streams is no answer
+    sys.stdout, sys.stderr = io.StringIO(), io.StringIO()  # for good: what logs may keep them
+    from stages.engine import start_ranks  # only now, as DeepSpeed logs when it is imported
+
+    start_ranks()
+    for line in given:
+        script, *arguments = json.loads(line)
+        answer = {"status": run_script(script, arguments)}
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            answer[name] = stream.getvalue()
+            stream.seek(0)
+            stream.truncate()
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what prints past Python's streams is no answer
-    for line in sys.stdin:
-        script, *arguments = json.loads(line)
-        print(json.dumps(run_script(script, arguments)), file=answers, flush=True)
+    serve()

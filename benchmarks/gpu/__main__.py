@@ -18,6 +18,7 @@ import torch
 from benchmarks.gpu import encoders, kernels, training
 from benchmarks.gpu.machine import Machine
 from benchmarks.table import Row, save, show
+from models.compute import default_device
 
 SLICES = {
     "kernels": kernels.measure,
@@ -42,7 +43,7 @@ def main() -> int:
     if not (options.toy or torch.cuda.is_available()):
         print("error: found no CUDA device, expected one; --toy tries the code without", file=sys.stderr)
         return 2
-    machine = Machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), options.toy)
+    machine = Machine(default_device(), options.toy)
     failed = [name for name in options.slices or SLICES if not _run(name, machine)]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

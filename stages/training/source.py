@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from models.samplers import make_sampler
+from models.samplers import check_steps
 from shards.dataset import Dataset
 from shards.loader import Loader, selection_hash
 from shards.node_tables import NodeTables, Share, own_table
@@ -112,10 +112,11 @@ def open_prompts(
     """The captions to sample. Raises ConfigError where ``validation.holdout`` holds none, or for too many steps."""
     prompts = Prompts.open(config.validation, config.data, list(source.order.batch_size), rank, world, share)
     if prompts:
+        assert config.objective.prediction is not None
         try:
-            make_sampler(None, config.objective, config.validation.sample_steps, tokens=1)
+            check_steps("validation.sample_steps", config.objective.prediction, config.validation.sample_steps)
         except ValueError as error:
-            raise ConfigError(f"validation.sample_{error}") from None
+            raise ConfigError(str(error)) from None
     return prompts
 
 

@@ -1,4 +1,4 @@
-"""One small road, walked once for all tests: render, encode, train on two ranks, sample; by the real commands."""
+"""One small road, walked once for all tests: render and encode, here; train on two ranks and sample, by commands."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ from pipelines.command import run as run_command
 from pipelines.encode import main
 
 ROOT = Path(__file__).parent.parent.parent
+TRAIN = "pipelines/train.py"
 SMALL = ["shapes.clips=48", "shard_clips=16"]
 
 
@@ -37,7 +38,7 @@ def command(name: str) -> list[str]:
 def deepspeed(ranks: int) -> list[str]:
     port = str(29500 + os.getpid() % 400)
     launcher = str(Path(sys.executable).with_name("deepspeed"))
-    return [launcher, "--num_gpus", str(ranks), "--master_port", port, "pipelines/train.py"]
+    return [launcher, "--num_gpus", str(ranks), "--master_port", port, TRAIN]
 
 
 def hashes(shards: Path) -> set[str]:

@@ -135,14 +135,14 @@ def test_kills_at_any_moment_lose_and_double_nothing(shards: Path, tmp_path: Pat
     for made in ("dataset.json", "64x64x8/latents/*.parquet", "64x64x8/text.t5/*.parquet"):
         assert not any(folder.glob(made))
         process = subprocess.Popen([*command("encode"), *settings], cwd=ROOT, env=environment(), **quiet)
-        wait_for(process, partial(anything, folder, made))
+        wait_for(process, partial(has_any, folder, made))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     run(*command("encode"), *settings)
     assert hashes(folder) == hashes(shards)
 
 
-def anything(folder: Path, pattern: str) -> bool:
+def has_any(folder: Path, pattern: str) -> bool:
     return any(folder.glob(pattern))
 
 

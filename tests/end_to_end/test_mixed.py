@@ -18,11 +18,10 @@ from shards.schema import LATENTS
 from stages.training.config import TrainConfig
 from stages.training.loss import LatentLoss, draw_given
 from stages.training.source import open_source
-from tests.end_to_end.conftest import deepspeed, run
+from tests.end_to_end.conftest import TRAIN, deepspeed, run
 from tests.resident import ResidentRanks
 from tests.stages.training.mixed_dataset import mixed_dataset
 
-TRAIN = "pipelines/train.py"
 STEPS = 6
 
 
@@ -36,11 +35,11 @@ def settings(shards: Path, folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def mixed(ranks: ResidentRanks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def mixed(resident_ranks: ResidentRanks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A dataset, and the run of two ranks over it."""
     folder = tmp_path_factory.mktemp("mixed")
     shards = mixed_dataset(folder / "shards")
-    ranks.run(2, TRAIN, *settings(shards, folder / "run"))
+    resident_ranks.run(2, TRAIN, *settings(shards, folder / "run"))
     return shards, folder / "run"
 
 
@@ -49,7 +48,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_pictures_and_clips_train_together_and_go_on_with_another_number_of_ranks(
-    mixed: tuple[Path, Path], ranks: ResidentRanks, tmp_path: Path
+    mixed: tuple[Path, Path], resident_ranks: ResidentRanks, tmp_path: Path
 ) -> None:
     shards, whole = mixed
     lines = metrics(whole)
@@ -59,7 +58,7 @@ def test_pictures_and_clips_train_together_and_go_on_with_another_number_of_rank
     stopped = tmp_path / "run"
     shutil.copytree(whole, stopped)
     shutil.rmtree(stopped / "checkpoints" / f"step-{STEPS:07d}")
-    told = ranks.run(1, TRAIN, *settings(shards, stopped), "train.gradient_accumulation=1").stdout
+    told = resident_ranks.run(1, TRAIN, *settings(shards, stopped), "train.gradient_accumulation=1").stdout
     assert "continues at step 3" in told and "72 of 64x64x1 (1152 tokens)" in told
     again = metrics(stopped)
     assert [line["sample_ids"] for line in again] == [line["sample_ids"] for line in lines]
@@ -83,10 +82,10 @@ def test_the_loss_of_a_step_is_that_of_the_frames_asked_for(mixed: tuple[Path, P
     assert metrics(whole)[3]["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
 
 
-def test_other_batches_or_masks_are_another_run(mixed: tuple[Path, Path], ranks: ResidentRanks) -> None:
+def test_other_batches_or_masks_are_another_run(mixed: tuple[Path, Path], resident_ranks: ResidentRanks) -> None:
     shards, whole = mixed
     other = ["train.batch_tokens=2304", "conditioning.loop=0", "conditioning.first=0.5"]
-    done = ranks.run(1, TRAIN, *settings(shards, whole), *other, status=2)
+    done = resident_ranks.run(1, TRAIN, *settings(shards, whole), *other, status=2)
     told = "batch_sizes.64x128x8 was 4, is 8; batch_sizes.64x64x1 was 72, is 144; batch_sizes.64x64x8 was 8, is 16"
     assert f"belongs to another run ({told}; conditioning was " in done.stderr
 
@@ -101,7 +100,7 @@ def test_no_rank_waits_for_one_that_cannot_read(mixed: tuple[Path, Path], tmp_pa
     with tar.open("r+b") as file:
         file.seek(row["latents.offset"] + 700)
         file.write(b"\xff\xff")
-    done = run(*deepspeed(2), *settings(shards, tmp_path / "run"), status=1, timeout_s=120)
+    done = run(*deepspeed(2), *settings(shards, tmp_path / "run"), status=1)
     assert f"failed: {tar}: the record of {key}" in done.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob(f"step-{STEPS:07d}"))
 

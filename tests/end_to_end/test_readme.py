@@ -79,7 +79,7 @@ def pipeline_commands() -> list[str]:
 
 @pytest.mark.parametrize("line", sorted(set(pipeline_commands())))
 def test_a_command_of_readme_runs(
-    line: str, road: Road, ranks: ResidentRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    line: str, road: Road, resident_ranks: ResidentRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """As it stands but for its folders, on the tiny models; what takes long stops at --dry-run."""
@@ -125,7 +125,7 @@ def test_a_command_of_readme_runs(
     words = [places.get(word, word) for word in shlex.split(line)]
     tiny = ["vae=tiny", "text_encoder=tiny", "clip={height: 64, width: 64, frames: 8}", "--dry-run"]
     small = [] if "--from-file" in line else ["pretrained_model_path=tiny", f"ckpt={road.run}", "steps=1"]
-    if not re.search("--from-file|text_prompt=", line):
+    if not re.search("--from-file|--prompt|text_prompt=", line):
         small.append("text_prompt=a red ball moves left")
     samples = 5 if "samples_per_prompt=5" in line else 1
     ours = {
@@ -142,7 +142,7 @@ def test_a_command_of_readme_runs(
     if name == "app" and find_spec("gradio") is None:
         pytest.skip("gradio is not installed: pip install 'wisesora[app]' to run this test")
     if launched.startswith("deepspeed"):
-        told = ranks.run(2, *words[1:], *ours[name]).stdout
+        told = resident_ranks.run(2, *words[1:], *ours[name]).stdout
     else:
         _, _, module, *arguments = words
         assert run_as_main(module, [*arguments, *ours[name]], monkeypatch) == 0

@@ -23,14 +23,13 @@ from shards.loader import DataConfig
 from stages.training.held_out import ValidationConfig
 from stages.training.loss import LatentLoss
 from stages.training.validate import HeldOut
-from tests.end_to_end.conftest import ROOT, Road, deepspeed, environment, run, train_settings, wait_for
+from tests.end_to_end.conftest import ROOT, TRAIN, Road, deepspeed, environment, run, train_settings, wait_for
 from tests.end_to_end.test_training_samples import SETTINGS as SAMPLED
 from tests.end_to_end.test_training_samples import assert_samples_of, prompts_of
 from tests.models.networks import pixart, randomise
 from tests.models.originals import pixart_positions, pixart_state, save_pth
 from tests.resident import ResidentRanks
 
-TRAIN = "pipelines/train.py"
 STATE = ("model", "ema", "exp_avg", "exp_avg_sq")
 
 LOADED_MODULES = """
@@ -153,10 +152,10 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("settings", "message"), MISTAKES)
 def test_bad_input_is_one_clear_line(
-    settings: list[str], message: str, road: Road, ranks: ResidentRanks, tmp_path: Path
+    settings: list[str], message: str, road: Road, resident_ranks: ResidentRanks, tmp_path: Path
 ) -> None:
     settings = [text.replace("OTHER", str(tmp_path)) for text in settings]
-    done = ranks.run(1, TRAIN, *train_settings(road.shards, road.run), *settings, status=2)
+    done = resident_ranks.run(1, TRAIN, *train_settings(road.shards, road.run), *settings, status=2)
     assert "Traceback" not in done.stderr
     (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert message in told
@@ -168,31 +167,31 @@ def test_the_launcher_passes_the_users_mistake_on(road: Road) -> None:
 
 
 def test_bf16_under_zero_3_resumes_bit_equal_whatever_is_kept_for_the_backward_pass(
-    road: Road, ranks: ResidentRanks, tmp_path: Path
+    road: Road, resident_ranks: ResidentRanks, tmp_path: Path
 ) -> None:
     def settings(folder: Path, memory: str) -> list[str]:
         return [*train_settings(road.shards, folder), "train.steps=2", "train.save_every=1", "train.precision=bf16",
                 f"train.activation_memory={memory}", "deepspeed.zero_optimization.stage=3"]  # fmt: skip
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    told = ranks.run(2, TRAIN, *settings(whole, "none")).stdout
+    told = run(*deepspeed(2), *settings(whole, "none")).stdout
     parameters = sum(
         tensor.numel() for tensor in load_file(whole / "checkpoints/step-0000002/model.safetensors").values()
     )
     assert f" {parameters / 1e6:.2f} M parameters, 2 ranks" in told
     shutil.copytree(whole, stopped)
     shutil.rmtree(stopped / "checkpoints" / "step-0000002")
-    ranks.run(2, TRAIN, *settings(stopped, "selective"))
+    resident_ranks.run(2, TRAIN, *settings(stopped, "selective"))
     for name in STATE:
         ours, theirs = (folder / f"checkpoints/step-0000002/{name}.safetensors" for folder in (whole, stopped))
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
 def test_held_out_clips_have_the_loss_and_the_samples_of_the_checkpoints_weights(
-    road: Road, ranks: ResidentRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    road: Road, resident_ranks: ResidentRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under ZeRO-3 on two ranks as in one process, here with epsilon and its learned range."""
-    ranks.run(2, TRAIN, *train_settings(road.shards, tmp_path), "train.steps=2", "train.log_every=2",
+    resident_ranks.run(2, TRAIN, *train_settings(road.shards, tmp_path), "train.steps=2", "train.log_every=2",
         "objective.prediction=epsilon", "objective.flow.shift_tokens=[256, 14336, 131072]",
         "objective.flow.shift_values=[1, 3, 6]", "optimizer.warmup_steps=0", "validation.holdout=0.2",
         "validation.samples=5", "validation.levels=2", "validation.every=1", "deepspeed.zero_optimization.stage=3",
@@ -220,19 +219,19 @@ def test_held_out_clips_have_the_loss_and_the_samples_of_the_checkpoints_weights
     assert_samples_of(tmp_path / "checkpoints/step-0000002", prompts_of(road.shards, 0.2), samples, monkeypatch)
 
 
-def test_weights_of_another_vae_are_refused(road: Road, ranks: ResidentRanks, tmp_path: Path) -> None:
+def test_weights_of_another_vae_are_refused(road: Road, resident_ranks: ResidentRanks, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(road.run / "checkpoints" / "step-0000004", other)
     info = json.loads((other / "model.json").read_text())
     (other / "model.json").write_text(json.dumps({**info, "vae": {**info["vae"], "weights_hash": "another"}}))
     settings = [*train_settings(road.shards, tmp_path / "run"), f"train.init_from={other}"]
-    done = ranks.run(1, TRAIN, *settings, status=2)
+    done = resident_ranks.run(1, TRAIN, *settings, status=2)
     assert "trained with another VAE than these shards: weights_hash 'another'" in done.stderr
 
 
-def test_a_run_starts_from_the_weights_of_another(road: Road, ranks: ResidentRanks, tmp_path: Path) -> None:
+def test_a_run_starts_from_the_weights_of_another(road: Road, resident_ranks: ResidentRanks, tmp_path: Path) -> None:
     settings = train_settings(road.shards, tmp_path / "run")
-    done = ranks.run(2, TRAIN, *settings, f"train.init_from={road.run}", "optimizer.lr=0.0", "train.steps=1")
+    done = resident_ranks.run(2, TRAIN, *settings, f"train.init_from={road.run}", "optimizer.lr=0.0", "train.steps=1")
     assert "100.0% of the model" in done.stdout and "predicts velocity" in done.stdout
     assert "it predicts" not in done.stdout  # something else, which would be told
     started = load_file(tmp_path / "run/checkpoints/step-0000001/model.safetensors")
@@ -265,8 +264,8 @@ def runs(rank: psutil.Process) -> bool:
 
 def stopped(process: subprocess.Popen[str], run_folder: Path, ranks: list[psutil.Process]) -> int:
     """The step of the whole checkpoint that a stopped run leaves, once all of it has ended."""
-    output, _ = process.communicate(timeout=60)  # also waits for the ranks, which hold the pipe
-    deadline = time.monotonic() + 30
+    output, _ = process.communicate(timeout=180)  # also waits for the ranks, which hold the pipe
+    deadline = time.monotonic() + 60
     while any(map(runs, ranks)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -277,32 +276,32 @@ def stopped(process: subprocess.Popen[str], run_folder: Path, ranks: list[psutil
     return step
 
 
-def test_a_run_whose_launcher_ends_saves_and_leaves(road: Road, ranks: ResidentRanks, tmp_path: Path) -> None:
+def test_a_run_whose_launcher_ends_saves_and_leaves(road: Road, resident_ranks: ResidentRanks, tmp_path: Path) -> None:
     """SIGTERM to the `deepspeed` command, which ends it alone; then kill -9 of the launcher that it started."""
     folder, steps = tmp_path / "run", []
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = start(road.shards, folder)
         (launcher,) = psutil.Process(process.pid).children()
-        own = launcher.children()
-        assert len(own) == 2
+        rank_processes = launcher.children()
+        assert len(rank_processes) == 2
         if not steps:
-            second = ranks.run(1, TRAIN, *train_settings(road.shards, folder), status=2)
-            assert f"{folder} is in use by process {own[0].pid} on " in second.stderr
+            second = resident_ranks.run(1, TRAIN, *train_settings(road.shards, folder), status=2)
+            assert f"{folder} is in use by process {rank_processes[0].pid} on " in second.stderr
         os.kill(process.pid if number == signal.SIGTERM else launcher.pid, number)
-        steps.append(stopped(process, folder, own))
+        steps.append(stopped(process, folder, rank_processes))
     assert 0 < steps[0] < steps[1]
 
 
 def test_adaptive_clipping_resumes_bit_equal_and_nan_ends_the_run(
-    road: Road, ranks: ResidentRanks, tmp_path: Path
+    road: Road, resident_ranks: ResidentRanks, tmp_path: Path
 ) -> None:
     settings = [*train_settings(road.shards, tmp_path), "train.save_every=100", "train.batch_size=2",
                 "train.milestone_every=100", "optimizer.decay=constant", "optimizer.clip_norm=0",
                 "optimizer.clip_sigmas=0.1"]  # fmt: skip
     for steps, name in ((24, "whole"), (22, "stopped"), (24, "stopped")):
-        ranks.run(1, TRAIN, *settings, f"output={tmp_path / name}", f"train.steps={steps}")
+        resident_ranks.run(1, TRAIN, *settings, f"output={tmp_path / name}", f"train.steps={steps}")
     nan = [f"output={tmp_path / 'nan'}", "optimizer.lr=1e30", "train.max_skipped=3", "train.steps=10"]
-    done = ranks.run(1, TRAIN, *settings, *nan, status=1)
+    done = resident_ranks.run(1, TRAIN, *settings, *nan, status=1)
     for name in (*(f"{name}.safetensors" for name in STATE), "training.json"):
         ours, theirs = (tmp_path / run / "checkpoints/step-0000024" / name for run in ("whole", "stopped"))
         assert ours.read_bytes() == theirs.read_bytes(), name
@@ -334,7 +333,7 @@ def test_a_damaged_shard_ends_all_ranks_and_is_named(road: Road, tmp_path: Path)
 
 
 def test_a_run_starts_from_pixarts_own_file_and_goes_on_without_it(
-    road: Road, ranks: ResidentRanks, tmp_path: Path
+    road: Road, resident_ranks: ResidentRanks, tmp_path: Path
 ) -> None:
     """It takes over the positions, keeps the spatial weights, and trains and samples with PixArt's empty caption."""
     small = TransformerConfig(out_channels=8, num_layers=1, num_heads=1, head_dim=72, text_dim=64, sample_size=16)
@@ -345,10 +344,10 @@ def test_a_run_starts_from_pixarts_own_file_and_goes_on_without_it(
         *train_settings(road.shards, tmp_path / "run"), f"train.init_from={path}", "model.num_heads=1",
         "model.head_dim=72", "model.pooled_text=false", "train.caption_dropout=1.0", "optimizer.lr=0.0",
     ]  # fmt: skip
-    done = ranks.run(1, TRAIN, *settings, "train.steps=1")
+    done = resident_ranks.run(1, TRAIN, *settings, "train.steps=1")
     assert f"starts from {path}: " in done.stdout and "the variance half of its output is left out" in done.stdout
     path.unlink()
-    ranks.run(1, TRAIN, *settings, "train.steps=2")
+    resident_ranks.run(1, TRAIN, *settings, "train.steps=2")
     last = tmp_path / "run/checkpoints/step-0000002"
     config = read_info(last).transformer
     assert (config.sample_size, config.temporal_pos, config.temporal_init) == (16, "branch", "zero")

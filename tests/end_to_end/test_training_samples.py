@@ -21,7 +21,7 @@ from shards.loader import DataConfig
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import ValidationConfig
 from stages.training.prompts import Prompts
-from tests.end_to_end.conftest import Road, train_settings
+from tests.end_to_end.conftest import TRAIN, Road, train_settings
 from tests.end_to_end.test_sample import frames
 from tests.resident import ResidentRanks
 
@@ -53,12 +53,12 @@ def assert_samples_of(checkpoint: Path, prompts: Prompts, file: Path, monkeypatc
 
 
 @pytest.fixture(scope="module")
-def resumed(road: Road, ranks: ResidentRanks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resumed(road: Road, resident_ranks: ResidentRanks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The road's run, gone on with from step 2 on two ranks and sampled at each step."""
     folder = tmp_path_factory.mktemp("sampled") / "run"
     shutil.copytree(road.run, folder)
     shutil.rmtree(folder / "checkpoints" / "step-0000004")
-    done = ranks.run(2, "pipelines/train.py", *train_settings(road.shards, folder), *SETTINGS)
+    done = resident_ranks.run(2, TRAIN, *train_settings(road.shards, folder), *SETTINGS)
     assert "samples the captions of 3 training clips of 64x64x8 every 1 steps" in done.stdout
     return folder
 

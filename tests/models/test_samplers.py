@@ -147,6 +147,6 @@ def test_a_sampler_for_another_prediction(prediction: Prediction, name: SamplerN
 @pytest.mark.parametrize(("prediction", "name"), [("v", "ddim"), ("epsilon", "dpm++"), ("epsilon", "iddpm")])
 def test_a_diffusion_has_no_more_steps_than_it_was_trained_on(prediction: Prediction, name: SamplerName) -> None:
     make_sampler(name, _objective(prediction), 1000, TOKENS)
-    with pytest.raises(ValueError, match="steps: found 1001, expected at most 1000 with"):
+    with pytest.raises(ValueError, match="steps: found 1001, expected at most 1000, those of the training"):
         make_sampler(name, _objective(prediction), 1001, TOKENS)
     make_sampler("euler", _objective("velocity"), 1001, TOKENS)

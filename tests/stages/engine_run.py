@@ -1,6 +1,6 @@
 """Run by test_engine.py, on two ranks and then on one: trains a small model whole, and stopped and resumed.
 
-usage: engine_run.py [--local_rank N] FOLDER; each of CASES has a folder in FOLDER.
+usage: engine_run.py FOLDER; each of CASES has a folder in FOLDER.
 """
 
 import math
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.compute import PRECISIONS
 from stages.engine import OPTIMIZER_STATES, WEIGHTS, Engine, Ranks, barrier, start_ranks
 from stages.training.optimizer import OptimizerConfig, lr_share
 
@@ -76,11 +77,10 @@ def train(folder: Path, first: int, last: int, name: str, ranks: Ranks) -> None:
     for kind, tensors in state.items():
         engine.scatter(kind, tensors)
     engine.set_step(first - len([step for step in SKIPPED if step < first]))
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     for step in range(first, last):
         for place, (inputs, targets) in enumerate(micro_batches(step)):
-            loss = (engine.module(inputs[mine].to(dtype)) - targets[mine]).square().mean()
+            loss = (engine.module(inputs[mine].to(PRECISIONS[precision])) - targets[mine]).square().mean()
             if step in SKIPPED and place == 0 and ranks.rank == ranks.world - 1:
                 loss = poison(loss, SKIPPED[step])
             engine.backward(loss)
@@ -94,7 +94,7 @@ def train(folder: Path, first: int, last: int, name: str, ranks: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    root = Path(sys.argv[-1])  # the launcher puts --local_rank first
+    root = Path(sys.argv[1])
     ranks = start_ranks()
     for case in CASES:
         folder = root / case

@@ -29,13 +29,13 @@ FP32 = [case for case in CASES if case.startswith("fp32")]
 
 
 @pytest.fixture(scope="module")
-def runs(ranks: ResidentRanks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(resident_ranks: ResidentRanks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of engine_run.py on two ranks, and of its resume on one."""
     folder = tmp_path_factory.mktemp("engine")
     for case in CASES:
         (folder / case).mkdir()
     for world in (2, 1):
-        ranks.run(world, SCRIPT, folder)
+        resident_ranks.run(world, SCRIPT, folder)
     return folder
 
 

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from shards.errors import DatasetError
@@ -25,7 +26,6 @@ from tests.videos import numbered, write_video
 
 BUCKET = Bucket(32, 32, 4)
 ATTEMPTS = 2
-DECODERS = 2
 
 
 class Worker:
@@ -34,6 +34,7 @@ class Worker:
     def __init__(self, folder: Path, deaths: int = 0):
         self.folder = folder
         self.deaths = deaths
+        (folder / f"worker-{os.getpid()}").touch()
 
     def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
         if plan.number == 1 and len(list(self.folder.glob("death-*"))) < self.deaths:
@@ -109,8 +110,12 @@ def test_the_shard_of_a_worker_that_died_is_made_again(ray: None, plans: list[Sh
 
 
 def test_a_shard_that_always_ends_its_worker_stops_the_job(ray: None, plans: list[ShardPlan], tmp_path: Path) -> None:
-    with pytest.raises(WorkError, match="shard 1 of 32x32x4 ended its worker 2 times"):
+    with pytest.raises(WorkError, match="shard 1 of 32x32x4 ended its worker 2 times") as caught:
         reports(partial(Worker, tmp_path, 99), plans)
+    end = time.monotonic() + 30
+    while any(psutil.pid_exists(int(path.name.partition("-")[2])) for path in tmp_path.glob("worker-*")):
+        assert time.monotonic() < end, f"a worker is left by {caught.value}"
+        time.sleep(0.05)
 
 
 def test_what_a_worker_raises_reaches_the_driver_as_it_is(ray: None, plans: list[ShardPlan]) -> None:
@@ -143,7 +148,7 @@ def test_the_clips_of_the_next_shard_are_decoded_while_one_is_made(ray: None, pl
 @pytest.mark.parametrize(("read", "item", "reason"), [(time.sleep, 60, "timeout"), (os._exit, 1, "decoder_crash")])
 def test_what_hangs_and_what_crashes_are_told_apart(read: Callable, item: int, reason: str, ray: None) -> None:
     timeout_s = 0.5
-    for _ in range(DECODERS):  # that it waits for a place is no time of its own
+    for _ in range(execute.decoders()):  # that it waits for a place is no time of its own
         execute._decode.remote(time.sleep, [3 * timeout_s], 60)
     found = execute._alone(read, item, "a.mp4", timeout_s)
     assert isinstance(found, DecodeError) and (found.reason, "a.mp4" in str(found)) == (reason, True)

@@ -1,6 +1,7 @@
 """Samples spread over ranks, and shared by ranks: the same files as those of one process, or the same latents."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,14 @@ from tests.stages.small_run import CONFIG, small_run
 PROMPTS = "text_prompt=[a ball, a cube, a rather long prompt of a blue square that moves up and up, a star, a moon]"
 
 
-def test_two_ranks_make_the_files_of_one(ranks: ResidentRanks, tmp_path: Path) -> None:
+def test_two_ranks_make_the_files_of_one(resident_ranks: ResidentRanks, tmp_path: Path) -> None:
     source = small_run(tmp_path / "run")
     settings = [PROMPTS, f"ckpt={source}", "height=32", "width=32", "frames=2", "steps=2", "batch_size=2",
                 "formats=[png,latents]"]  # fmt: skip
-    done = ranks.run(2, "pipelines/sample.py", *settings, f"output={tmp_path / 'two'}")
-    ranks.run(1, "pipelines/sample.py", *settings, f"output={tmp_path / 'one'}")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+                f"--master_port={28100 + os.getpid() % 300}"]  # fmt: skip
+    done = run(*torchrun, "pipelines/sample.py", *settings, f"output={tmp_path / 'two'}")
+    resident_ranks.run(1, "pipelines/sample.py", *settings, f"output={tmp_path / 'one'}")
     one, two = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one.keys() == two.keys() and len(one) == 5 + 4
     for name in one.keys() - {"config.yaml"}:

@@ -9,11 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from models.activations import ActivationMemory
+from models.compute import PRECISIONS
 from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
 from stages.training.memory import StepMemory, peak_of, state_bytes
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 XL = preset("XL/2", {"num_layers": 2})
 FRAMES, SIDE = 56, 32  # of latents
 STEP = StepMemory(XL, samples=2, tokens=XL.tokens(FRAMES, SIDE, SIDE))
@@ -39,7 +39,7 @@ def accounted_bytes(step: StepMemory) -> int:
     """The peak of a forward and backward pass, but for weights and gradients, as PyTorch's tracker counts storages."""
     config: TransformerConfig = step.model
     with FakeTensorMode():
-        torch.set_default_dtype(DTYPES[step.precision])
+        torch.set_default_dtype(PRECISIONS[step.precision])
         try:
             model = Transformer(config)
         finally:
