@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.table import Row, report
 from models.flops import count_flops
 from models.presets import preset
+from models.text_lengths import USUAL_TOKENS
 from models.transformer import Transformer, TransformerConfig
 from tests.models.networks import assert_close, image_model, inputs, latte, random_transformer
 
 FULL_SIZE = replace(preset("XL/2"), out_channels=8)
 SMALL_SIZE = TransformerConfig(out_channels=8, num_layers=2, num_heads=6, head_dim=64)
-CAPTION_TOKENS = 20  # of an InternVid caption, about
 
 FLOPS = {120: 0.97, 300: 0.93}  # text tokens -> reach
 TIMES = {(16, 120): 1.10, (16, 300): 1.30, (56, 120): 1.40}  # frames, text tokens -> reach
@@ -52,13 +52,13 @@ def main() -> None:
 def flops() -> Iterator[Row]:
     """A training step's, on padded text, which diffusers' Latte always has, and ours on what a caption needs."""
     ours = {tokens: counted(FULL_SIZE, tokens) for tokens in FLOPS}
-    needed = count_flops(FULL_SIZE, 1, 16, 32, 32, CAPTION_TOKENS).training
+    needed = count_flops(FULL_SIZE, 1, 16, 32, 32, USUAL_TOKENS).training
     for tokens, reach in FLOPS.items():
         theirs = counted(FULL_SIZE, tokens, reference=True)
         against, share = f"Latte's, text {tokens}", ours[tokens] / theirs
         name = f"FLOPs of a training step, text {tokens}"
         yield Row(name, ours[tokens] / 1e12, "TFLOP", against, share, f"<= {reach}", share <= reach)
-        name = f"FLOPs of a training step, {CAPTION_TOKENS} true tokens"
+        name = f"FLOPs of a training step, {USUAL_TOKENS} true tokens"
         yield Row(name, needed / 1e12, "TFLOP", against, needed / theirs)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from models.flow import FlowConfig, RectifiedFlow
 from models.latents import LatentStats
+from models.text_lengths import USUAL_TOKENS
 from models.transformer import Transformer, TransformerConfig
 from shards.loader import Batch
 from shards.schema import Bucket
@@ -15,7 +16,6 @@ from stages.training.loss import LatentLoss
 from stages.training.optimizer import EmaAdamW, OptimizerConfig
 
 SPATIAL_FACTOR, SD_STATS = 8, LatentStats(scaling_factor=0.18215, shift_factor=0.0)
-CAPTION_TOKENS = 20  # of an InternVid caption, on average
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Clips:
     height: int
     width: int
     batch: int = 1
-    text_tokens: int = CAPTION_TOKENS
+    text_tokens: int = USUAL_TOKENS
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 
 from models.layers import Attention
+from models.text_lengths import USUAL_TOKENS
 from models.transformer import TransformerConfig
 
 AttentionKernel = Literal["flash", "efficient", "cudnn"]
@@ -18,7 +19,6 @@ KERNELS: dict[AttentionKernel, SDPBackend] = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-TEXT_TOKENS = 20  # of an InternVid caption, about
 ROUNDS = 10
 
 
@@ -43,8 +43,8 @@ def kernel_seconds(
     attention = Attention(config.width, config.num_heads).to(device, dtype)
     spatial = torch.randn(samples * frames, tokens, 1, config.width, device=device, dtype=dtype)
     temporal = torch.randn(samples, frames, tokens, config.width, device=device, dtype=dtype)
-    text = torch.randn(samples, TEXT_TOKENS, 1, config.width, device=device, dtype=dtype)
-    mask = torch.arange(TEXT_TOKENS, device=device).expand(samples, 1, 1, -1) > 0
+    text = torch.randn(samples, USUAL_TOKENS, 1, config.width, device=device, dtype=dtype)
+    mask = torch.arange(USUAL_TOKENS, device=device).expand(samples, 1, 1, -1) > 0
 
     def attend_to_video() -> None:
         for x in (spatial, temporal):

@@ -8,9 +8,10 @@ import torch
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.training import TOY
-from benchmarks.plain_step import CAPTION_TOKENS, Clips
+from benchmarks.plain_step import Clips
 from benchmarks.table import Row
 from models.presets import preset
+from models.text_lengths import USUAL_TOKENS
 from models.transformer import Transformer
 
 PADDED_TOKENS = 120  # Latte cannot mask padding, so it computes all of them
@@ -107,7 +108,7 @@ def measure_latte(machine: Machine) -> Iterator[Row]:
     frames, height, width = clips.latent_shape
     latents = machine.randn(clips.batch, 4, frames, height, width)
     timestep = torch.full((clips.batch,), 500.0, device=machine.device)
-    padded, own = (machine.randn(clips.batch, length, 4096) for length in (PADDED_TOKENS, CAPTION_TOKENS))
+    padded, own = (machine.randn(clips.batch, length, 4096) for length in (PADDED_TOKENS, USUAL_TOKENS))
     mask = torch.ones(own.shape[:2], dtype=torch.bool, device=machine.device)
     for model in (ours, latte):
         model.to(torch.bfloat16)

@@ -205,6 +205,12 @@ class SampleConfig(DenoiseConfig, DecodeConfig):
     samples_per_prompt: int = 1
     ckpt_hash: str = ""
 
+    @property
+    def samples_together(self) -> int:
+        """``batch_size``, once `stages.sampling.plan` has set it where it was left out."""
+        assert self.batch_size is not None
+        return self.batch_size
+
     def __post_init__(self) -> None:
         DenoiseConfig.__post_init__(self)
         DecodeConfig.__post_init__(self)

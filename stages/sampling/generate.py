@@ -44,8 +44,7 @@ def generate(plan: Plan, requests: list[Request], models: Models) -> torch.Tenso
 def portions(requests: Sequence[Request], config: SampleConfig) -> Iterator[list[int]]:
     """The numbers of requests that are made and written before the next: of whole batches, or all where their files
     do not tell a later command that they are there."""
-    assert config.batch_size is not None
-    batches = list(fixed_batches(requests, config.batch_size))
+    batches = list(fixed_batches(requests, config.samples_together))
     groups = ranks.world() // config.sequence_parallel
     together = PORTION_BATCHES * groups if resumes(config.formats) else len(batches)
     for start in range(0, len(batches), together or 1):
@@ -70,12 +69,12 @@ def denoise_all(
     sharing = config.sequence_parallel
     model.shard_sequence(ranks.sequence_group(sharing))
     latents = torch.zeros(len(requests), *shape)
-    assert config.batch_size is not None
-    batches = list(fixed_batches(requests, config.batch_size))[ranks.rank() // sharing :: ranks.world() // sharing]
+    batches = list(fixed_batches(requests, config.samples_together))
+    batches = batches[ranks.rank() // sharing :: ranks.world() // sharing]
     with progress_bar(len(batches) * config.steps, "denoise", "step") as bar:
         for batch in batches:
             filled = [requests[number] for number in batch]
-            filled += filled[-1:] * (config.batch_size - len(batch))
+            filled += filled[-1:] * (config.samples_together - len(batch))
             made = denoise(model, info, filled, shape, config, on_step=bar.update)
             if ranks.rank() % sharing == 0:  # the others of a group have made the same
                 latents[list(batch)] = made[: len(batch)].cpu()

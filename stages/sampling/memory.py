@@ -54,8 +54,7 @@ def _transformer(config: SampleConfig, info: CheckpointInfo, shape: tuple[int, i
     model, size = info.transformer, PRECISIONS[config.precision].itemsize
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in Transformer(model).parameters())
-    assert config.batch_size is not None
-    rows = config.batch_size * (1 if config.guidance_scale == 1 else 2)
+    rows = config.samples_together * (1 if config.guidance_scale == 1 else 2)
     tokens = model.tokens(*shape[1:]) // config.sequence_parallel
     text_tokens = padded_length(info.text_encoder["max_tokens"])
     numbers = forward_numbers(model, rows, tokens, text_tokens)

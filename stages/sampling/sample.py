@@ -79,10 +79,9 @@ def describe(config: SampleConfig) -> str:
         samples, _ = _stored(config)
         return f"{len(samples.prompts)} videos of latents {list(samples.latents.shape[1:])} from {config.latents}"
     plan = plan_samples(config)
-    config, count = plan.config, len(plan.asked)
-    assert config.batch_size is not None
+    config, count, together = plan.config, len(plan.asked), plan.config.samples_together
     return (
-        f"{count} samples in {-(-count // config.batch_size)} or more batches of {config.batch_size}: latents "
+        f"{count} samples in {-(-count // together)} or more batches of {together}: latents "
         f"{list(plan.shape)} from {plan.checkpoint}, {config.steps} steps each\n"
         f"{peak_of(config, plan.info, plan.shape)}"
     )
