@@ -1,6 +1,8 @@
 """Small videos rendered for tests, each frame of which tells its number."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,6 +32,16 @@ def numbers_of(frames: np.ndarray) -> list[int]:
     return (high * LEVELS + low).tolist()
 
 
+@contextmanager
+def priority_kept() -> Iterator[None]:
+    """Of root's thread SVT-AV1 makes a real-time one, which all that the thread then starts is too; others starve."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
 def write_video(
     path: Path,
     frames: np.ndarray,
@@ -44,7 +56,7 @@ def write_video(
 ) -> Path:
     """Frames [T, H, W, 3] RGB at a steady rate, or each at a time of its own."""
     pictures = [av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames]
-    with av.open(str(path), "w") as container:
+    with priority_kept(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
