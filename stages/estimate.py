@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.compute import PRECISIONS, default_device
-from models.text import TextEncoder
+from models.compute import default_device
 from shards import storage
 from shards.manifest import read_header
 from shards.schema import Bucket, text_column
@@ -33,6 +32,7 @@ from stages.encode import (
 from stages.encode_config import EncodeConfig, Models, read_rows
 from stages.latent_worker import exact, load_vae
 from stages.planning.plan import Plan, ShardPlan, counts, shard_plans
+from stages.text_worker import load_text_encoder
 from stages.timing import timed
 
 SECONDS = 1.0  # for each thing that is timed, at least
@@ -133,10 +133,7 @@ def _measure_vae(config: EncodeConfig, bucket: Bucket) -> _VaeSpeed:
 def _measure_text(config: EncodeConfig, captions: list[str]) -> _TextSpeed:
     """In a process that does what a worker does."""
     torch.set_num_threads(config.runtime.threads)
-    settings = config.text_encoder
-    encoder = TextEncoder.load(
-        settings.name, default_device(), PRECISIONS[settings.precision], settings.max_tokens, settings.batch_tokens
-    )
+    encoder = load_text_encoder(config.text_encoder)
     seconds, embeddings = timed(lambda: encoder.encode(captions), SECONDS)
     tokens = float(np.mean([len(embedding) for embedding in embeddings]))
     return _TextSpeed(len(captions) / seconds, tokens, _peak_gb())

@@ -30,6 +30,13 @@ RECENT_CAPTIONS = 1024
 """Embeddings that a worker keeps, so that captions which come again are encoded once; some 100 MB of T5-XXL's."""
 
 
+def load_text_encoder(config: TextConfig) -> TextEncoder:
+    """The text encoder on this process's device, computing as its settings say."""
+    return TextEncoder.load(
+        config.name, default_device(), PRECISIONS[config.precision], config.max_tokens, config.batch_tokens
+    )
+
+
 class TextWorker:
     """Builds text shards: the captions of a committed latent shard through the text encoder.
 
@@ -45,9 +52,7 @@ class TextWorker:
         threads: int,
     ):
         torch.set_num_threads(threads)
-        self._encoder = TextEncoder.load(
-            config.name, default_device(), PRECISIONS[config.precision], config.max_tokens, config.batch_tokens
-        )
+        self._encoder = load_text_encoder(config)
         here = f"{config.name} on {platform.node()}"
         require_equal(self._encoder.identity, identity, f"{here} is another encoder", "put the same there")
         self._target = target
