@@ -8,7 +8,6 @@ import signal
 import subprocess
 import warnings
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import av
@@ -135,15 +134,11 @@ def test_kills_at_any_moment_lose_and_double_nothing(shards: Path, tmp_path: Pat
     for made in ("dataset.json", "64x64x8/latents/*.parquet", "64x64x8/text.t5/*.parquet"):
         assert not any(folder.glob(made))
         process = subprocess.Popen([*command("encode"), *settings], cwd=ROOT, env=environment(), **quiet)
-        wait_for(process, partial(has_any, folder, made))
+        wait_for(process, lambda made=made: any(folder.glob(made)))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     run(*command("encode"), *settings)
     assert hashes(folder) == hashes(shards)
-
-
-def has_any(folder: Path, pattern: str) -> bool:
-    return any(folder.glob(pattern))
 
 
 def test_a_decoder_that_hangs_costs_one_clip(tmp_path: Path, shards: Path) -> None:
