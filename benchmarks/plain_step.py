@@ -57,6 +57,19 @@ def random_batch(clips: Clips, network: TransformerConfig) -> Batch:
     )
 
 
+def random_loss(network: TransformerConfig, device: torch.device, stats: LatentStats = SD_STATS) -> LatentLoss:
+    """The trainer's, with a null text of one token."""
+    return LatentLoss(
+        RectifiedFlow(FlowConfig()),
+        stats,
+        torch.zeros(1, network.text_dim),
+        frame_interval_s=1 / 8,
+        caption_dropout=0.1,
+        seed=0,
+        device=device,
+    )
+
+
 class TrainingStep:
     """Loss, gradient, EmaAdamW.
 
@@ -77,15 +90,7 @@ class TrainingStep:
             parameter.grad = gradient.view_as(parameter)
         self._optimizer = EmaAdamW([self._master], OptimizerConfig())
         self._optimizer.init_state([self._master])
-        self._loss = LatentLoss(
-            RectifiedFlow(FlowConfig()),
-            stats,
-            torch.zeros(1, model.config.text_dim),
-            frame_interval_s=1 / 8,
-            caption_dropout=0.1,
-            seed=0,
-            device=device,
-        )
+        self._loss = random_loss(model.config, device, stats)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The loss, still on the device."""

@@ -1,11 +1,11 @@
 """Everything that is measured on one GPU, in slices of under ten minutes on an H200.
 
     python -m benchmarks.gpu                 all slices
-    python -m benchmarks.gpu steps limits    some: kernels, steps, limits, stall, text, vae, latte
+    python -m benchmarks.gpu steps limits    some: kernels, steps, limits, stall, engine, text, vae, latte
     python -m benchmarks.gpu --toy           on any device, tiny: whether it runs, not how fast
 
-Each slice prints a table and writes outputs/benchmarks/gpu_SLICE.json. kernels to text need no diffusers; none needs
-DeepSpeed, Ray or a decoder: the step is benchmarks.plain_step's.
+Each slice prints a table and writes outputs/benchmarks/gpu_SLICE.json. vae and latte need diffusers, engine needs
+DeepSpeed, and none Ray or a decoder: the other slices' step is benchmarks.plain_step's.
 """
 
 import argparse
@@ -25,6 +25,7 @@ SLICES = {
     "steps": training.measure_steps,
     "limits": training.measure_limits,
     "stall": training.measure_stall,
+    "engine": training.measure_engine,
     "text": encoders.measure_text,
     "vae": encoders.measure_vae,
     "latte": encoders.measure_latte,

@@ -5,18 +5,22 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.gpu.machine import Machine
-from benchmarks.plain_step import Clips, TrainingStep, random_batch
+from benchmarks.plain_step import Clips, TrainingStep, random_batch, random_loss
+from benchmarks.rounds import fastest
 from benchmarks.table import Row
 from models.activations import ActivationMemory
 from models.attention_kernels import AttentionKernel, kernel_seconds, preferring
 from models.flops import count_flops, peak_flops_per_s
 from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
+from shards.loader import Batch
+from stages.training.optimizer import OptimizerConfig
 
 CHUNK_TOKENS = 65_536
 TOY = Clips(4, 32, 32)
@@ -99,14 +103,55 @@ def measure_stall(machine: Machine) -> Iterator[Row]:
     yield Row(f"data stall, {clips.name}", 100 * share, "%", reach="<= 1, moonshot 0.1", holds=share <= 0.01)
 
 
-def make_step(machine: Machine, compiled: bool = True) -> TrainingStep:
+def measure_engine(machine: Machine) -> Iterator[Row]:
+    """What DeepSpeed adds, ZeRO-1 on one rank, where the host has much to launch for little work and where it has not;
+    the two take turns."""
+    from stages.engine import Engine, start_ranks
+    from stages.training.config import TrainConfig
+
+    start_ranks()
+    plain = make_step(machine)
+    engine = Engine(
+        make_model(machine),
+        OptimizerConfig(),
+        precision="bf16",
+        accumulation=1,
+        deepspeed_settings=TrainConfig().deepspeed,
+    )
+    network = plain.model.config
+    loss = random_loss(network, machine.device)
+
+    def plain_step(batch: Batch) -> None:
+        plain(batch)
+        machine.wait()
+
+    def engine_step(batch: Batch) -> None:
+        engine.backward(loss.training(engine.module, batch, network.tokens(*batch.latent_shape)))
+        engine.step(lr_share=1.0, clip_norm=1.0)
+        machine.wait()
+
+    for clips in (TOY,) if machine.toy else (Clips(16, 256, 256), Clips(56, 256, 256)):
+        batch = random_batch(clips, network)
+        arms = {"plain": partial(plain_step, batch), "engine": partial(engine_step, batch)}
+        with preferring(_fastest_kernel(machine, network, clips)):
+            seconds = fastest(arms, 2 if machine.toy else 20)
+        yield Row(f"{clips.name}: plain PyTorch", seconds["plain"] * 1e3, "ms")
+        share = seconds["engine"] / seconds["plain"]
+        yield Row(f"{clips.name}: DeepSpeed, ZeRO-1", seconds["engine"] * 1e3, "ms", "plain", share)
+
+
+def make_model(machine: Machine, compiled: bool = True) -> Transformer:
     torch.manual_seed(0)
     network = preset("tiny", {"text_dim": 4096}) if machine.toy else preset("XL/2")
     with machine.device:
         model = Transformer(network)
     if compiled and not machine.toy:
         model.compile_blocks(any_size=False)
-    return TrainingStep(model, torch.bfloat16)
+    return model
+
+
+def make_step(machine: Machine, compiled: bool = True) -> TrainingStep:
+    return TrainingStep(make_model(machine, compiled), torch.bfloat16)
 
 
 def _case(machine: Machine, step: TrainingStep, case: Case) -> Iterator[Row]:

@@ -37,9 +37,18 @@ def step(model: Transformer, bucket: tuple) -> tuple[torch.Tensor, dict[str, tor
     """Output and gradients."""
     shape, lengths = bucket
     model.zero_grad()
-    output = model(*inputs(shape=shape, lengths=lengths))
+    output = model(*(x.to(model.scale_shift_table.device) for x in inputs(shape=shape, lengths=lengths)))
     output.square().mean().backward()
     return output.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(model: Transformer, plain: Transformer, bucket: tuple) -> None:
+    found, expected = step(model, bucket), step(plain, bucket)
+    assert_close(found[0], expected[0], share=1e-5)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        scale = gradient.abs().max()
+        assert (found[1][name] - gradient).abs().max() <= 1e-4 * scale + 1e-6, name
 
 
 def test_blocks_of_a_kind_share_one_compilation_over_all_buckets_and_memories(
@@ -50,12 +59,7 @@ def test_blocks_of_a_kind_share_one_compilation_over_all_buckets_and_memories(
     counts = []
     for memory, bucket in product(MEMORIES, BUCKETS):
         model.activation_memory = memory
-        found, expected = step(model, bucket), step(plain, bucket)
-        assert_close(found[0], expected[0], share=1e-5)
-        assert found[1].keys() == expected[1].keys()
-        for name, gradient in expected[1].items():
-            scale = gradient.abs().max()
-            assert (found[1][name] - gradient).abs().max() <= 1e-4 * scale + 1e-6, name
+        assert_same_step(model, plain, bucket)
         counts.append(compilations.frame_count)
     # Of four blocks, one of each kind; the first one twice, as the compiler first takes NORM_EPS for a number that may
     # change, and begins anew when it finds that a norm's cannot.
@@ -67,3 +71,16 @@ def test_parameters_keep_their_names(compilations: CompileCounterWithBackend) ->
     names = list(model.state_dict())
     model.compile_blocks(any_size=True)
     assert list(model.state_dict()) == names
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_the_compiler_s_own_kernels_give_the_same_on_a_gpu(memory: ActivationMemory) -> None:
+    torch._dynamo.reset()
+    plain, model = (random_transformer(BRANCH).to("cuda") for _ in range(2))
+    model.compile_blocks(any_size=True)
+    model.activation_memory = memory
+    for bucket in BUCKETS:
+        assert_same_step(model, plain, bucket)

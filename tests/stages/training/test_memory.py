@@ -60,6 +60,24 @@ def accounted_bytes(step: StepMemory) -> int:
     return peak["Total"] - 2 * weights
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("policy", get_args(ActivationMemory))
+def test_a_step_on_a_gpu_takes_what_arithmetic_says(policy: ActivationMemory) -> None:
+    """Within 15 %: beside it lie what matrix products and the attention's backward pass work in."""
+    step, device = replace(STEP, activation_memory=policy), torch.device("cuda")
+    with device:
+        model = Transformer(XL).to(PRECISIONS[step.precision])
+    model.activation_memory = policy
+    latents = torch.randn(step.samples, XL.in_channels, FRAMES, SIDE, SIDE, device=device)
+    text = torch.randn(step.samples, step.text_tokens, XL.text_dim, device=device)
+    for _ in range(2):  # the first makes the gradients
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(latents, torch.ones(step.samples, device=device), text).float().square().mean().backward()
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(step.activation_bytes, rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("stage", "precision", "world", "expected"),
     [(1, "bf16", 1, 20), (1, "bf16", 8, 6), (2, "bf16", 8, 4.25), (3, "bf16", 8, 2.5), (1, "fp32", 2, 16)],
