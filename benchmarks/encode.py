@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from benchmarks.table import Row, report
-from models.vae import FrozenVAE, vae_identity
+from models.identity import vae_identity
+from models.vae import FrozenVAE
 from shards.schema import LATENTS, Bucket
 from stages import execute
 from stages.columns import Decoded, ShardReport, Target, VaeConfig

@@ -21,7 +21,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from benchmarks.table import Row, report
-from models.text import clean_caption
+from models.identity import clean_caption
 from shards.schema import MEAN, TEXT, Sample, attribute_fields
 from shards.writer import write_shard
 

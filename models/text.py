@@ -12,15 +12,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from models.errors import WeightsError
-from models.source import resolve_model, tokenizer_hash, weights_hash
+from models.identity import clean_caption, text_encoder_identity
+from models.source import resolve_model
 from models.text_lengths import LENGTHS, padded_length
-
-CLEANING = "strip, collapse white space, lower case"
-
-
-def clean_caption(text: str) -> str:
-    """A caption as the tokenizer sees it, when encoding and when sampling: see CLEANING."""
-    return " ".join(text.split()).lower()
 
 
 class TextEncoder:
@@ -31,7 +25,7 @@ class TextEncoder:
     up with empty captions, whose results are dropped. The empty caption is the null text: its embedding is that of
     the end-of-sequence token alone.
 
-    ``identity`` is what a dataset records of it: see ``text_encoder_identity``.
+    ``identity`` is what a dataset records of it: see `models.identity`.
     """
 
     def __init__(
@@ -110,25 +104,6 @@ class TextEncoder:
         hidden = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state  # [B, L, D]
         halves = hidden.to("cpu", torch.float16).numpy()
         return [halves[row, : len(row_tokens)].copy() for row, row_tokens in enumerate(tokens)]
-
-
-def text_encoder_identity(name: str, max_tokens: int = 120) -> dict[str, Any]:
-    """What makes embeddings comparable, found without loading the weights.
-
-    ``weights_hash``, ``tokenizer_hash``, ``class``, ``dim``, ``max_tokens``, ``cleaning``. Raises WeightsError as
-    ``load`` does, ValueError for a ``max_tokens`` that no fixed length holds.
-    """
-    if not 1 <= max_tokens <= LENGTHS[-1]:
-        raise ValueError(f"max_tokens is {max_tokens}; expected 1 to {LENGTHS[-1]}")
-    folder = resolve_model(name, "text_encoder")
-    return {
-        "weights_hash": weights_hash(folder),
-        "tokenizer_hash": tokenizer_hash(resolve_model(name, "tokenizer")),
-        "class": T5EncoderModel.__name__,
-        "dim": AutoConfig.from_pretrained(folder, local_files_only=True).d_model,
-        "max_tokens": max_tokens,
-        "cleaning": CLEANING,
-    }
 
 
 def text_encoder_parameters(name: str) -> int:

@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
 from models.errors import WeightsError
-from models.source import CONFIG_NAME, resolve_model, weights_hash
+from models.identity import vae_identity
+from models.source import resolve_model
 from models.vae_bands import decode_in_bands
 
 MOST_SIZES = 64
@@ -30,7 +31,7 @@ class FrozenVAE:
 
     Latents are unscaled: what the encoder says, without ``scaling_factor`` and ``shift_factor``.
 
-    ``identity`` is what a dataset records of it: see ``vae_identity``. ``channels_last`` and ``compiled`` choose other
+    ``identity`` is what a dataset records of it: see `models.identity`. ``channels_last`` and ``compiled`` choose other
     kernels, which round in another order: the layout of pictures in memory, and torch.compile for the encoder, once
     for each size of frames. ``band_rows`` bounds the memory of a decode: see `models.vae_bands`.
     """
@@ -157,33 +158,11 @@ def _batches(clips: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(parts)
 
 
-def vae_identity(name: str) -> dict[str, Any]:
-    """What makes latents comparable, found without loading the weights.
-
-    ``weights_hash``, ``class``, ``latent_channels``, ``spatial_factor``, ``temporal_factor`` (1: frames are encoded
-    one by one), ``scaling_factor`` and ``shift_factor`` (None for none). Raises WeightsError as ``load`` does.
-    """
-    folder = resolve_model(name, "vae")
-    config = empty_vae(name).config
-    return {
-        "weights_hash": weights_hash(folder),
-        "class": AutoencoderKL.__name__,
-        "latent_channels": config["latent_channels"],
-        "spatial_factor": 2 ** (len(config["block_out_channels"]) - 1),
-        "temporal_factor": 1,
-        "scaling_factor": config["scaling_factor"],
-        "shift_factor": config["shift_factor"],
-    }
-
-
 def empty_vae(name: str) -> AutoencoderKL:
-    """The network without its weights, an old config completed by defaults; raises WeightsError as ``load`` does."""
-    folder = resolve_model(name, "vae")
-    written = AutoencoderKL.load_config(folder)
-    if written.get("_class_name") != AutoencoderKL.__name__:
-        raise WeightsError(f"{folder / CONFIG_NAME} describes {written.get('_class_name')}; expected AutoencoderKL")
+    """The network without its weights; raises WeightsError as ``load`` does."""
+    vae_identity(name)
     with torch.device("meta"):
-        return AutoencoderKL.from_config(written)
+        return AutoencoderKL.from_config(AutoencoderKL.load_config(resolve_model(name, "vae")))
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> AutoencoderKL:

@@ -10,9 +10,7 @@ from shards.schema import TEXT_PREFIX
 from stages.encode import encode, encode_text
 from stages.encode_config import EncodeConfig
 from stages.errors import ConfigError
-from stages.estimate import describe, describe_text
 from stages.output import settings_text
-from stages.tune import tune
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,8 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.read(arguments)
     config = _config(options)
     if options.tune:
+        from stages.tune import tune  # loads PyTorch, which a job itself only needs in its workers
+
         print(tune(config))
     elif options.dry_run:
+        from stages.estimate import describe, describe_text
+
         print(settings_text(config), end="")
         print(describe_text(config) if options.columns else describe(config, options.retry))
     else:

@@ -28,13 +28,11 @@ from stages.columns import Target
 from stages.encode_config import CAPTIONS, EncodeConfig, Models, latents_fingerprint, read_rows, text_fingerprint
 from stages.errors import ConfigError, WorkError
 from stages.execute import Worker
-from stages.latent_worker import LatentWorker
 from stages.output import save_settings, save_summary
 from stages.planning.metadata import Row
 from stages.planning.plan import Outcomes, Plan, ShardPlan, Totals, counts, plan, shard_plans
 from stages.planning.plan_table import planned_shards
 from stages.progress import Progress
-from stages.text_worker import TextWorker
 
 Sizes = dict[tuple[str, int], int]
 """(bucket name, number) of each of some shards -> its clips."""
@@ -163,14 +161,14 @@ def _make_latents(
 ) -> Progress:
     done = _committed(target.dataset, LATENTS, sizes)
     left = {shard: clips for shard, clips in sizes.items() if shard not in done}
-    make_worker = partial(LatentWorker, config.vae, models.vae, target, config.runtime.threads)
+    make_worker = partial(_latent_worker, config.vae, models.vae, target, config.runtime.threads)
     return _make(config, target.column, left, shard_plans(planned.parts(), videos, done), make_worker)
 
 
 def _make_text(config: EncodeConfig, models: Models, target: Target, left: Sizes) -> Progress:
     plans = (ShardPlan(Bucket.parse(bucket), number, ()) for bucket, number in left)
     reuse = {bucket: _same_encoder(target, bucket) for bucket in target.fingerprints}
-    make_worker = partial(TextWorker, config.text_encoder, models.text, target, reuse, config.runtime.threads)
+    make_worker = partial(_text_worker, config.text_encoder, models.text, target, reuse, config.runtime.threads)
     if not left and not storage.exists(null_text_path(target.dataset, target.column)):
         make_worker()  # a worker begins with the null text
     return _make(config, target.column, left, plans, make_worker)
@@ -189,6 +187,19 @@ def _same_encoder(target: Target, bucket: Bucket) -> list[str]:
     others = [name for name in storage.list_folder(folder) if name.startswith(TEXT_PREFIX) and name != target.column]
     whole = [name for name in others if storage.exists(folder / name / FINGERPRINT)]  # a kill may leave a folder alone
     return [name for name in whole if read_json(folder / name / FINGERPRINT) | {CAPTIONS: own[CAPTIONS]} == own]
+
+
+def _latent_worker(*arguments: Any) -> Worker:
+    """In an actor, which alone needs PyTorch and the model's library: they take seconds to load."""
+    from stages.latent_worker import LatentWorker
+
+    return LatentWorker(*arguments)
+
+
+def _text_worker(*arguments: Any) -> Worker:
+    from stages.text_worker import TextWorker
+
+    return TextWorker(*arguments)
 
 
 def _committed(root: storage.Place, column: str, shards: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:

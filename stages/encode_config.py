@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from models.text import text_encoder_identity
+from models.identity import text_encoder_identity, vae_identity
 from models.text_lengths import LENGTHS
-from models.vae import vae_identity
 from shards.schema import SCHEMA_VERSION, Bucket
 from stages.captions import captions_hash
 from stages.columns import TextConfig, VaeConfig

@@ -15,7 +15,8 @@ import torch
 import xxhash
 
 from models.compute import PRECISIONS, default_device
-from models.text import TextEncoder, clean_caption
+from models.identity import clean_caption
+from models.text import TextEncoder
 from shards import storage
 from shards.dataset import require_equal, write_null_text
 from shards.errors import ShardError

@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 import yaml
 
-from models.vae import vae_identity
+from models.identity import vae_identity
 from shards import storage
 from shards.dataset import Dataset, require_equal
 from shards.manifest import Manifest, json_bytes

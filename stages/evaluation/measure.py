@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from models.compute import default_device
-from models.vae import FrozenVAE, vae_identity
+from models.identity import vae_identity
+from models.vae import FrozenVAE
 from shards.dataset import Dataset
 from shards.schema import Bucket
 from stages.errors import ConfigError

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.vae import FrozenVAE, vae_identity
+from models.identity import vae_identity
+from models.vae import FrozenVAE
 from shards.latent_rgb import to_rgb
 from stages.page import mp4_uri
 from stages.sampling.sampled_latents import SampledLatents

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.identity import text_encoder_identity, vae_identity
 from models.samplers import make_sampler
-from models.text import text_encoder_identity
-from models.vae import vae_identity
 from models.weights import CheckpointInfo, find_checkpoint
 from shards.schema import Bucket
 from stages.errors import ConfigError

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from models.vae import vae_identity
+from models.identity import vae_identity
 from shards.schema import Bucket
 from stages.errors import ConfigError
 from stages.output import output_folder

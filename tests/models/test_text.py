@@ -11,8 +11,9 @@ import torch
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from models.errors import WeightsError
+from models.identity import clean_caption
 from models.source import TINY_FOLDER
-from models.text import TextEncoder, clean_caption
+from models.text import TextEncoder
 from models.text_lengths import LENGTHS
 
 CAPTIONS = [

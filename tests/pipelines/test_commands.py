@@ -18,3 +18,11 @@ def test_a_command_says_what_it_is_for(name: str) -> None:
     command = [sys.executable, "-m", f"pipelines.{name}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and f"usage: {name}.py" in done.stdout, done.stderr
+
+
+def test_the_encode_command_leaves_models_to_its_workers() -> None:
+    """It starts in the time that Ray takes, and its process holds none of their libraries."""
+    listed = "import sys, pipelines.encode; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", listed], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "ray" in loaded and not {"torch", "transformers", "diffusers"} & loaded

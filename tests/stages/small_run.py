@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from models.flow import FlowConfig
+from models.identity import text_encoder_identity, vae_identity
 from models.objective import ObjectiveConfig
-from models.text import text_encoder_identity
 from models.transformer import TransformerConfig
-from models.vae import vae_identity
 from models.weights import CheckpointInfo, save_checkpoint
 from tests.models.networks import random_transformer
 

@@ -11,10 +11,10 @@ import torch
 from diffusers import LattePipeline, LatteTransformer3DModel
 
 from models.errors import WeightsError
+from models.identity import vae_identity
 from models.loading import load_transformer
 from models.objective import ObjectiveConfig
 from models.text import TextEncoder
-from models.vae import vae_identity
 from pipelines.command import run
 from pipelines.export import main
 from stages.errors import ConfigError

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.vae import vae_identity
+from models.identity import vae_identity
 from shards.schema import LATENTS, Bucket
 from stages import latent_worker
 from stages.columns import Target, VaeConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.identity import vae_identity
 from models.source import TINY_FOLDER
-from models.vae import vae_identity
 from stages.quality import MOST_DB, ChannelSums, Expected, expected_latents, least_and_median, psnr_db, snr_db
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from models.vae import FrozenVAE, vae_identity
+from models.identity import vae_identity
+from models.vae import FrozenVAE
 from shards.dataset import compact, create_dataset, ensure_fingerprint
 from shards.schema import LATENTS, MEAN, TEXT, Bucket, Reject, Sample, make_key, text_column
 from shards.writer import write_shard

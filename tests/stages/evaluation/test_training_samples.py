@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.vae import FrozenVAE, vae_identity
+from models.identity import vae_identity
+from models.vae import FrozenVAE
 from stages.errors import ConfigError
 from stages.evaluation.evaluate import evaluate
 from stages.evaluation.training_samples import TrainingSamples, evenly, read_training_samples

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import yaml
 
+from models.identity import vae_identity
 from models.objective import ObjectiveConfig
 from models.presets import preset
 from models.transformer import Transformer
-from models.vae import vae_identity
 from models.weights import CheckpointInfo, save_checkpoint
 from shards.dataset import compact, create_dataset, ensure_fingerprint, write_null_text
 from shards.schema import LATENTS, MEAN, TEXT, Bucket, Sample, make_key, text_column

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.identity import vae_identity
 from models.latents import LatentStats
-from models.vae import FrozenVAE, vae_identity
+from models.vae import FrozenVAE
 from models.weights import CheckpointInfo, read_info
 from pipelines.command import run
 from pipelines.sample import main
