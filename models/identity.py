@@ -14,7 +14,12 @@ from models.text_lengths import LENGTHS
 CLEANING = "strip, collapse white space, lower case"
 VAE_CLASS, TEXT_ENCODER_CLASS = "AutoencoderKL", "T5EncoderModel"
 # What an old config leaves out, by the classes' own defaults; and transformers writes only what differs from them.
-VAE_DEFAULTS: dict[str, Any] = {"latent_channels": 4, "block_out_channels": [64], "scaling_factor": 0.18215, "shift_factor": None}
+VAE_DEFAULTS: dict[str, Any] = {
+    "latent_channels": 4,
+    "block_out_channels": [64],
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+}
 TEXT_DEFAULTS: dict[str, Any] = {"d_model": 512}
 
 

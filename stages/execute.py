@@ -137,43 +137,16 @@ def run_shards(
     """
     options: dict[str, Any] = {"scheduling_strategy": "SPREAD", "concurrency_groups": {_WATCH: 1}}
     actor_type: Any = ray.remote(num_gpus=1 if gpus() else 0, num_cpus=0, **options)(_ShardActor)
-    todo = (_Job(plan) for plan in plans)
-    running: dict[Any, _Lane] = {}
-
-    def begin(job: _Job | None, following: _Job | None, actor: Any = None) -> None:
-        if job:
-            actor = actor or actor_type.remote(make_worker, runtime, decoder)
-            reference = actor.make.remote(job.plan, following.plan if following else None)
-            running[reference] = _Lane(actor, job, following)
-
-    for _ in range(places(runtime)):
-        begin(next(todo, None), next(todo, None))
+    crew = _Crew(partial(actor_type.remote, make_worker, runtime, decoder), plans, runtime)
     try:
-        while running:
-            finished, _ = ray.wait(list(running), timeout=WATCH_S)
+        while crew.lanes:
+            finished, _ = ray.wait(list(crew.lanes), timeout=WATCH_S)
             if not finished:
-                watch(_taken(running.values()))
-                continue
-            (done,) = finished
-            lane = running[done]
-            try:
-                yield ray.get(done)
-            except RayTaskError as error:
-                raise error.cause from None
-            except RayActorError as error:
-                del running[done]
-                ray.kill(lane.actor)  # if it is out of reach only
-                begin(lane.job.again(runtime.attempts, error), lane.following)
-            else:
-                del running[done]
-                job = lane.following or _steal(running.values())
-                if job:
-                    begin(job, next(todo, None), lane.actor)
-                else:
-                    ray.kill(lane.actor)  # its GPU may be what the successor of a dead one waits for
+                watch(_taken(crew.lanes.values()))
+            elif report := crew.settle(finished[0]):
+                yield report
     finally:
-        for lane in running.values():  # a cluster may outlive what went wrong
-            ray.kill(lane.actor)
+        crew.end()
 
 
 @dataclass(frozen=True)
@@ -198,6 +171,56 @@ class _Lane:
     taken: int = 0  # clips of the shard, when it was last asked
 
 
+class _Crew:
+    """Actors at work, by the reference to the report of the shard that each makes, and the shards that none has yet.
+
+    start: makes an actor.
+    """
+
+    def __init__(self, start: Callable[[], Any], plans: Iterable[ShardPlan], runtime: RuntimeConfig):
+        self.lanes: dict[Any, _Lane] = {}
+        self._start, self._attempts = start, runtime.attempts
+        self._todo = (_Job(plan) for plan in plans)
+        for job in list(islice(self._todo, places(runtime))):  # none has a second one before all have a first
+            self._begin(start(), job, next(self._todo, None))
+
+    def settle(self, reference: Any) -> ShardReport | None:
+        """The report that has come, its actor being at the next shard; None from one that died, and was replaced."""
+        lane = self.lanes[reference]
+        try:
+            report = ray.get(reference)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayActorError as error:
+            del self.lanes[reference]
+            ray.kill(lane.actor)  # if it is out of reach only
+            self._begin(self._start(), lane.job.again(self._attempts, error), lane.following)
+            return None
+        del self.lanes[reference]
+        job = lane.following or self._steal()
+        if job:
+            self._begin(lane.actor, job, next(self._todo, None))
+        else:
+            ray.kill(lane.actor)  # its GPU may be what the successor of a dead one waits for
+        return report
+
+    def end(self) -> None:
+        for lane in self.lanes.values():  # a cluster may outlive what went wrong
+            ray.kill(lane.actor)
+
+    def _begin(self, actor: Any, job: _Job, following: _Job | None) -> None:
+        reference = actor.make.remote(job.plan, following.plan if following else None)
+        self.lanes[reference] = _Lane(actor, job, following)
+
+    def _steal(self) -> _Job | None:
+        """When none is left: a shard that another actor was to make next."""
+        for lane in self.lanes.values():
+            if lane.following:
+                job, lane.following = lane.following, None
+                return job
+        return None
+
+
 def _taken(lanes: Collection[_Lane]) -> int:
     """How many clips of the shards that are being made were taken; of an actor that is silent, when last it was not."""
     asked = {lane.actor.taken.remote(): lane for lane in lanes}
@@ -206,15 +229,6 @@ def _taken(lanes: Collection[_Lane]) -> int:
         with suppress(RayError):  # it died, as its shard will tell
             asked[answer].taken = ray.get(answer)
     return sum(lane.taken for lane in lanes)
-
-
-def _steal(lanes: Iterable[_Lane]) -> _Job | None:
-    """When none is left: a shard that another actor was to make next."""
-    for lane in lanes:
-        if lane.following:
-            job, lane.following = lane.following, None
-            return job
-    return None
 
 
 class _ShardActor:

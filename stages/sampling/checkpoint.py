@@ -6,7 +6,7 @@ from typing import Any
 
 from models.identity import text_encoder_identity, vae_identity
 from models.samplers import make_sampler
-from models.weights import CheckpointInfo, find_checkpoint
+from models.weights import CHECKPOINTS, CheckpointInfo, find_checkpoint
 from shards.schema import Bucket
 from stages.errors import ConfigError
 from stages.sampling import ranks
@@ -14,13 +14,17 @@ from stages.sampling.config import SampleConfig
 
 
 def choose_checkpoint(path: str) -> Path:
-    """The checkpoint at ``path``, a run's newest, or the newest of all runs in ``outputs``."""
+    """The checkpoint at ``path``, a run's newest, or that of the run in ``outputs`` that wrote one last.
+
+    Runs are looked for in outputs/RUN and outputs/NAME/RUN: not deeper, where a comparison has its arms.
+    """
     if path:
         return find_checkpoint(path)
-    everywhere = sorted(Path("outputs").glob("**/checkpoints/step-*"), key=lambda folder: folder.stat().st_mtime)
-    if not everywhere:
-        raise ConfigError("no checkpoint under outputs: train first, or give ckpt= a run or checkpoint folder")
-    return everywhere[-1]
+    found = [folder for runs in ("*", "*/*") for folder in Path("outputs").glob(f"{runs}/{CHECKPOINTS}")]
+    written = [folder for folder in found if any(folder.glob("step-*"))]
+    if not written:
+        raise ConfigError("no checkpoint in outputs/RUN or outputs/NAME/RUN: train first, or give ckpt= a run")
+    return find_checkpoint(max(written, key=lambda folder: folder.stat().st_mtime).parent)
 
 
 def video_size(config: SampleConfig, info: CheckpointInfo) -> Bucket:

@@ -49,62 +49,49 @@ class Run:
     stops: StopRequests
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a step gave: its loss, still on the device, and its gradient's norm before clipping to ``clip_norm``.
+
+    Where loss or gradient was not finite nothing has moved, and ``norm`` is None.
+    """
+
+    loss: torch.Tensor
+    norm: float | None
+    clip_norm: float
+
+
 def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
     """Take steps until the last one, or a stop; returns how far the run has come."""
     config, settings, source = run.config, run.config.train, run.source
-    loss_of = LatentLoss(
-        make_objective(config.objective),
-        LatentStats.of(source.vae),
-        source.null_text,
-        frame_interval_s=1 / source.fps,
-        caption_dropout=settings.caption_dropout,
-        seed=config.seed,
-        device=run.ranks.device,
-        conditioning=config.conditioning,
-    )
+    loss_of = _loss_of(run)
     if run.prompts and log:
         _show(run, run.prompts, "sampled_clips", run.prompts.clips, progress.step, log)
     watch, stop, saved_step = Stopwatch(run.ranks.device), 0, progress.step
     with closing(run.checkpoints), closing(source.loader.batches(progress.step, settings.steps)) as batches:
-        for step in range(progress.step, settings.steps):
+        while progress.step < settings.steps:
             # Read.
             waiting = time.perf_counter()
-            batch = (log and log.failure) or run.checkpoints.failure() or _read(batches)
+            read = (log and log.failure) or run.checkpoints.failure() or _read(batches)
             waited_s = time.perf_counter() - waiting
-
-            # Agree: all ranks go on, or none; one that went alone would wait for the others for ever.
-            failed_rank = run.ranks.rank if isinstance(batch, Exception) else -1
-            stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank])
-            if isinstance(batch, Exception):
-                raise batch
-            if failed_rank >= 0:
-                raise WorkError(f"rank {failed_rank} cannot go on, so that no rank can: see its own message")
+            batch, stop = _agreed(run, read)
             if stop:
                 break
 
             # Step.
-            tokens = run.model.config.tokens(*batch.latent_shape)
-            losses = [
-                run.engine.backward(loss_of.training(run.engine.module, part, tokens))
-                for part in batch.split(settings.gradient_accumulation)
-            ]
-            clip_norm = progress.guard.clip_norm(config.optimizer)
-            norm = run.engine.step(lr_share(step, settings.steps, config.optimizer), clip_norm)
+            step = _step(run, loss_of, batch, progress)
             samples = source.order.batch_size[batch.bucket.name]
             watch.add(run.model.config, batch, samples, waited_s)
-            done = step + 1
-            seen = progress.samples_seen + samples
-            progress = progress.after(done, seen, progress.guard.after(norm, config.optimizer))
+            guard = progress.guard.after(step.norm, config.optimizer)
+            progress = progress.after(progress.step + 1, progress.samples_seen + samples, guard)
+            done, last = progress.step, progress.step == settings.steps
 
             # Report.
-            last = done == settings.steps
             validates = run.held_out and (last or done % config.validation.every == 0)
-            if norm is None:
-                _tell_skipped(run, progress, torch.stack(losses).mean())
+            if step.norm is None:
+                _tell_skipped(run, progress, step.loss)
             elif last or validates or done % settings.log_every == 0:
-                keys = source.loader.keys(step) if settings.log_sample_ids else None
-                mean_loss = float(torch.stack(losses).mean())
-                metrics = _metrics(config, progress, mean_loss, norm, clip_norm, watch, keys)
+                metrics = _metrics(run, progress, step, watch)
                 if run.held_out and validates:
                     metrics |= run.held_out.losses(run.engine.module, loss_of)
                 if log:
@@ -131,6 +118,43 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
     if stop:
         run.ranks.print(f"stopped at step {progress.step} ({REASONS[stop]}): run the same command to go on")
     return progress
+
+
+def _loss_of(run: Run) -> LatentLoss:
+    config, source = run.config, run.source
+    return LatentLoss(
+        make_objective(config.objective),
+        LatentStats.of(source.vae),
+        source.null_text,
+        frame_interval_s=1 / source.fps,
+        caption_dropout=config.train.caption_dropout,
+        seed=config.seed,
+        device=run.ranks.device,
+        conditioning=config.conditioning,
+    )
+
+
+def _agreed(run: Run, read: Batch | Exception) -> tuple[Batch, int]:
+    """The batch, and what asks to stop: all ranks go on, or none, as one alone would wait for the others for ever."""
+    failed_rank = run.ranks.rank if isinstance(read, Exception) else -1
+    stop, failed_rank = largest_over_ranks([run.stops.look(), failed_rank])
+    if isinstance(read, Exception):
+        raise read
+    if failed_rank >= 0:
+        raise WorkError(f"rank {failed_rank} cannot go on, so that no rank can: see its own message")
+    return read, stop
+
+
+def _step(run: Run, loss_of: LatentLoss, batch: Batch, progress: Progress) -> Step:
+    settings, optimizer = run.config.train, run.config.optimizer
+    tokens = run.model.config.tokens(*batch.latent_shape)
+    losses = [
+        run.engine.backward(loss_of.training(run.engine.module, part, tokens))
+        for part in batch.split(settings.gradient_accumulation)
+    ]
+    clip_norm = progress.guard.clip_norm(optimizer)
+    norm = run.engine.step(lr_share(progress.step, settings.steps, optimizer), clip_norm)
+    return Step(torch.stack(losses).mean(), norm, clip_norm)
 
 
 def _keep(run: Run, prompts: Prompts, samples: SampledLatents, log: RunLog) -> None:
@@ -173,23 +197,17 @@ def _some(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _metrics(
-    config: TrainConfig,
-    progress: Progress,
-    loss: float,
-    norm: float,
-    clip_norm: float,
-    watch: Stopwatch,
-    keys: list[str] | None,
-) -> dict[str, Any]:
+def _metrics(run: Run, progress: Progress, step: Step, watch: Stopwatch) -> dict[str, Any]:
+    """Of the step that ``progress`` has come to."""
+    config, number = run.config, progress.step - 1
     metrics: dict[str, Any] = {
         "step": progress.step,
-        "loss": loss,
-        "learning_rate": config.optimizer.lr * lr_share(progress.step - 1, config.train.steps, config.optimizer),
-        "gradient_norm": norm,
-        "clip_norm": clip_norm if math.isfinite(clip_norm) else None,
+        "loss": float(step.loss),
+        "learning_rate": config.optimizer.lr * lr_share(number, config.train.steps, config.optimizer),
+        "gradient_norm": step.norm,
+        "clip_norm": step.clip_norm if math.isfinite(step.clip_norm) else None,
         "skipped_steps": progress.guard.skipped_steps,
         **watch.report(),
         "peak_memory_gb": peak_memory_gb(),
     }
-    return metrics if keys is None else {**metrics, "sample_ids": keys}
+    return metrics | {"sample_ids": run.source.loader.keys(number)} if config.train.log_sample_ids else metrics

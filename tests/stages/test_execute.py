@@ -92,6 +92,13 @@ def test_every_clip_comes_in_order_or_says_why_not(window_mb: int, ray: None, pl
     assert reports(partial(Worker, tmp_path), plans, window_mb) == expected()
 
 
+def test_no_actor_takes_a_second_shard_before_each_has_a_first(
+    ray: None, plans: list[ShardPlan], tmp_path: Path
+) -> None:
+    done = list(run_shards(partial(Worker, tmp_path), plans, RuntimeConfig(actors=3), "pyav"))
+    assert len(done) == len(list(tmp_path.glob("worker-*"))) == 3
+
+
 def test_the_clips_of_unfinished_shards_are_told(ray: None, plans: list[ShardPlan], tmp_path: Path) -> None:
     told = []
 
