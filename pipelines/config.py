@@ -46,12 +46,24 @@ def load_config(
     return config
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """YAML forbids a key that comes twice in a mapping; PyYAML takes the last, and what came before is lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"found {key.value} twice", key.start_mark)
+            keys.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(file: str | Path) -> dict[str, Any]:
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"no config file at {path}: give --config an existing YAML file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -119,10 +119,15 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     assert all(name in str(error.value) for name in ("outptu", "train.log", "clip.hight"))
 
 
-@pytest.mark.parametrize("yaml", ["- a list", "a: [unclosed"])
+@pytest.mark.parametrize("yaml", ["- a list", "a: [unclosed", "clip: {height: 64}\nclip: {width: 64}"])
 def test_a_file_that_is_no_settings_is_refused(yaml: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="settings.yaml"):
         load(yaml=yaml, tmp_path=tmp_path)
+
+
+def test_a_key_that_comes_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found height twice .*line 3"):
+        load(yaml="clip:\n  height: 64\n  height: 32\n", tmp_path=tmp_path)
 
 
 def test_a_missing_file_is_refused() -> None:
