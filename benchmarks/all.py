@@ -4,7 +4,7 @@
     python -m benchmarks.all --long            all (but sample_bytes and step_cache, which want captions and a run)
     python -m benchmarks.all loader encode     these
 
-Writes outputs/benchmarks/all.json. The exit status is 1 if one failed or a reach does not hold.
+Writes outputs/benchmarks/all.json. The exit status is 1 if one failed or a target does not hold.
 """
 
 import argparse

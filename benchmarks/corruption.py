@@ -100,12 +100,14 @@ def _rows(trials: list[Trial]) -> list[Row]:
     ):
         count, good = len(chosen), sum(trial.found and trial.named for trial in chosen)
         rows.append(
-            Row(f"{kind}: found, shard and key or trailer named", good, "trials", reach=f"{count}", holds=good == count)
+            Row(
+                f"{kind}: found, shard and key or trailer named", good, "trials", target=f"{count}", holds=good == count
+            )
         )
     inside = [trial for trial in trials if trial.part != TRAILER]
     seen = sum(trial.read for trial in inside)
     name = "damage before the trailer that reading sees"
-    rows.append(Row(name, seen, "trials", reach=f"{len(inside)}", holds=seen == len(inside)))
+    rows.append(Row(name, seen, "trials", target=f"{len(inside)}", holds=seen == len(inside)))
     rows.append(Row("damage in the trailer", len(trials) - len(inside), "trials"))
     return rows
 

@@ -38,17 +38,17 @@ def main() -> None:
         for noise, content in ((0, "clean"), (4, "grainy")):
             for name, options in GROUPS.items():
                 _render(path, noise, options)
-                reach = 0.75 if not name else None
-                rows.append(_against_bare(f"56 frames, PyAV, {content}{name}", path, "pyav", reach))
+                target = 0.75 if not name else None
+                rows.append(_against_bare(f"56 frames, PyAV, {content}{name}", path, "pyav", target))
         _render(path, 0, {})
         rows.append(_against_bare("56 frames, decord", path, "decord", None))
         rows.append(_reopened(path))
     report("decoders", rows, ("av", "decord2", "numpy"))
 
 
-def _against_bare(name: str, path: str, decoder: str, reach: float | None) -> Row:
+def _against_bare(name: str, path: str, decoder: str, target: float | None) -> Row:
     bare, ours = _fastest(partial(_decode_only, path), partial(_decode, path, decoder=decoder))
-    return _row(name, ours, BARE, bare / ours, reach)
+    return _row(name, ours, BARE, bare / ours, target)
 
 
 def _reopened(path: str) -> Row:
@@ -60,9 +60,9 @@ def _reopened(path: str) -> Row:
     return _row("one call a frame", single, "56 frames, PyAV", single / whole, 3.0)
 
 
-def _row(name: str, seconds: float, against: str, ratio: float, reach: float | None) -> Row:
-    holds = None if reach is None else ratio >= reach
-    return Row(name, seconds * 1000, "ms", against, ratio, None if reach is None else f">= {reach}", holds)
+def _row(name: str, seconds: float, against: str, ratio: float, target: float | None) -> Row:
+    holds = None if target is None else ratio >= target
+    return Row(name, seconds * 1000, "ms", against, ratio, None if target is None else f">= {target}", holds)
 
 
 def _fastest(*ways: Callable[[], object], rounds: int = ROUNDS) -> list[float]:

@@ -91,11 +91,11 @@ def _against_decoder(clips: Clips, folder: str, runtime: RuntimeConfig) -> list[
     return _rows(rounds, f"with a null encoder, {clips.name}", "bare decoder", 0.85)
 
 
-def _rows(rounds: list[tuple[float, float]], what: str, against: str, reach: float) -> list[Row]:
+def _rows(rounds: list[tuple[float, float]], what: str, against: str, target: float) -> list[Row]:
     job, bare = (max(speeds) for speeds in zip(*rounds, strict=True))
     return [
         Row(f"{against}, for the next row", bare, "frames/s"),
-        Row(f"job {what}", job, "frames/s", against, job / bare, f">= {reach}", job / bare >= reach),
+        Row(f"job {what}", job, "frames/s", against, job / bare, f">= {target}", job / bare >= target),
     ]
 
 

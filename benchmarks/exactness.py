@@ -64,7 +64,7 @@ def main() -> None:
         run(*command("encode"), "--input", "shapes", f"output={shards}", "shapes.clips=48", "shard_clips=16")
         rows += training(root, shards, kills)
         psnr = psnr_of_a_clip_learnt_by_heart(shards, root / "one clip")
-    rows.append(Row("one clip learnt by heart by the tiny preset", psnr, "dB", reach=">= 25", holds=psnr >= 25))
+    rows.append(Row("one clip learnt by heart by the tiny preset", psnr, "dB", target=">= 25", holds=psnr >= 25))
     report("exactness", rows, ("torch", "deepspeed", "diffusers", "transformers"))
 
 
@@ -83,19 +83,19 @@ def training(root: Path, shards: Path, kills: int) -> Iterator[Row]:
         if stage > 1:
             run(*TWO_RANKS, *settings(shards, folder), f"deepspeed.zero_optimization.stage={stage}")
         found = losses(folder)
-        for step, reach in ((10, 1e-5), (STEPS, 1e-4)):
+        for step, target in ((10, 1e-5), (STEPS, 1e-4)):
             pairs = zip(found[:step], reference[:step], strict=True)
             largest = max(abs(ours - plain) / plain for ours, plain in pairs)
-            yield within(f"ZeRO-{stage} on 2 ranks against plain PyTorch: losses to step {step}", largest, reach)
+            yield within(f"ZeRO-{stage} on 2 ranks against plain PyTorch: losses to step {step}", largest, target)
 
     yield within("trained weights in diffusers' Latte", exported(two, root / "exported"), 1e-4)
     encoders = [name for name in loaded if name.startswith(ENCODERS) or name == "av"]
-    yield Row("modules of encoders in the trainer's process", len(encoders), "", reach="0", holds=not encoders)
+    yield Row("modules of encoders in the trainer's process", len(encoders), "", target="0", holds=not encoders)
 
 
-def within(name: str, value: float, reach: float) -> Row:
+def within(name: str, value: float, target: float) -> Row:
     """A relative difference."""
-    return Row(name, value, "relative", reach=f"<= {reach:g}", holds=value <= reach)
+    return Row(name, value, "relative", target=f"<= {target:g}", holds=value <= target)
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def resumes(root: Path, shards: Path, whole: Path, kills: int) -> Iterator[Row]:
         print(f"killed after step {came_to}: {equal} of {killed} bit-equal", flush=True)
     for what, count in (("losses", equal_losses), ("weights, average, moments", equal)):
         name = f"{what} bit-equal after a kill"
-        yield Row(name, count, f"of {kills}", reach=f"{kills}", holds=count == kills)
+        yield Row(name, count, f"of {kills}", target=f"{kills}", holds=count == kills)
 
 
 def state(folder: Path, name: str) -> bytes:
@@ -203,7 +203,7 @@ def elastic(shards: Path, cases: dict[str, tuple[Path, list[str]]]) -> Iterator[
                 shutil.rmtree(checkpoint)
         assert f"continues at step {RESUMED_AT}" in run(*command_line, *settings(shards, folder)).stdout
         same = samples(folder) == samples(whole)
-        yield Row(f"{name}: steps with the same samples in order", STEPS * same, "steps", reach=f"{STEPS}", holds=same)
+        yield Row(f"{name}: steps with the same samples in order", STEPS * same, "steps", target=f"{STEPS}", holds=same)
         pairs = zip(losses(folder), losses(whole), strict=True)
         largest = max(abs(found - expected) / expected for found, expected in pairs)
         yield within(f"{name}: losses, {STEPS - RESUMED_AT} steps after", largest, 1e-4)

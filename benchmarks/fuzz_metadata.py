@@ -231,14 +231,14 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             ended = f"not done in {LIMIT_S} s"
         if ended:
-            rows.append(Row(f"{kind}: {ended}", 1, "crashes", reach="0", holds=False))
+            rows.append(Row(f"{kind}: {ended}", 1, "crashes", target="0", holds=False))
             continue
         outcome = Outcome(**json.loads(child.stdout))
         lost = abs(outcome.lines - outcome.counted_lines) + abs(outcome.clips - outcome.accounted_clips)
         rows += [
-            Row(f"{kind}: crashes and hangs", 0, "of 1", reach="0", holds=True),
+            Row(f"{kind}: crashes and hangs", 0, "of 1", target="0", holds=True),
             Row(f"{kind}: lines with mutations", outcome.lines, "lines"),
-            Row(f"{kind}: lines and clips that are not accounted for", lost, "lines", reach="0", holds=lost == 0),
+            Row(f"{kind}: lines and clips that are not accounted for", lost, "lines", target="0", holds=lost == 0),
             Row(f"{kind}: clips that a second run plans again", outcome.planned_again, "clips"),
             Row(f"{kind}: clips that could still be used", outcome.usable, "clips"),
             Row(f"{kind}: slowest line", outcome.slowest_s, "s"),

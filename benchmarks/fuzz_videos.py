@@ -49,22 +49,22 @@ def main() -> None:
         sources = render_sources(Path(folder))
         for decoder in decoders:
             outcomes = Counter(fuzz(sources, Path(folder), MUTATIONS, decoder))
-            rows += _rows(decoder, outcomes, in_reach=decoder == "pyav")
+            rows += _rows(decoder, outcomes, must_hold=decoder == "pyav")
     report("fuzz_videos", rows, ("av", "decord2", "numpy"))
 
 
-def _rows(decoder: str, outcomes: Counter[str], in_reach: bool) -> list[Row]:
+def _rows(decoder: str, outcomes: Counter[str], must_hold: bool) -> list[Row]:
     accounted = sum(outcomes[name] for name in ("frames", *REASONS, CRASH))
     all_accounted = Row(
-        f"{decoder}: files accounted for", accounted, "files", reach=f"{MUTATIONS}", holds=accounted == MUTATIONS
+        f"{decoder}: files accounted for", accounted, "files", target=f"{MUTATIONS}", holds=accounted == MUTATIONS
     )
-    rows = [all_accounted] if in_reach else []
+    rows = [all_accounted] if must_hold else []
     for name in ("frames", *REASONS):
         rows.append(Row(f"{decoder}: {name}", outcomes[name], "files"))
     rows.append(Row(f"{decoder}: {CRASH} of the child, which costs the clip", outcomes[CRASH], "files"))
     for name in (HANG, EXCEPTION, WRONG):
-        none = outcomes[name] == 0 if in_reach else None
-        rows.append(Row(f"{decoder}: {name}", outcomes[name], "files", reach="0", holds=none))
+        none = outcomes[name] == 0 if must_hold else None
+        rows.append(Row(f"{decoder}: {name}", outcomes[name], "files", target="0", holds=none))
     return rows
 
 

@@ -28,8 +28,8 @@ from tests.models.networks import assert_close, image_model, inputs, latte, rand
 FULL_SIZE = replace(preset("XL/2"), out_channels=8)
 SMALL_SIZE = TransformerConfig(out_channels=8, num_layers=2, num_heads=6, head_dim=64)
 
-FLOPS = {120: 0.97, 300: 0.93}  # text tokens -> reach
-TIMES = {(16, 120): 1.10, (16, 300): 1.30, (56, 120): 1.40}  # frames, text tokens -> reach
+FLOPS = {120: 0.97, 300: 0.93}  # text tokens -> target
+TIMES = {(16, 120): 1.10, (16, 300): 1.30, (56, 120): 1.40}  # frames, text tokens -> target
 
 
 Arms = Mapping[str, Callable[[], Tensor]]
@@ -53,11 +53,11 @@ def flops() -> Iterator[Row]:
     """A training step's, on padded text, which diffusers' Latte always has, and ours on what a caption needs."""
     ours = {tokens: counted(FULL_SIZE, tokens) for tokens in FLOPS}
     needed = count_flops(FULL_SIZE, 1, 16, 32, 32, USUAL_TOKENS).training
-    for tokens, reach in FLOPS.items():
+    for tokens, target in FLOPS.items():
         theirs = counted(FULL_SIZE, tokens, reference=True)
         against, share = f"Latte's, text {tokens}", ours[tokens] / theirs
         name = f"FLOPs of a training step, text {tokens}"
-        yield Row(name, ours[tokens] / 1e12, "TFLOP", against, share, f"<= {reach}", share <= reach)
+        yield Row(name, ours[tokens] / 1e12, "TFLOP", against, share, f"<= {target}", share <= target)
         name = f"FLOPs of a training step, {USUAL_TOKENS} true tokens"
         yield Row(name, needed / 1e12, "TFLOP", against, needed / theirs)
 
@@ -74,9 +74,9 @@ def counted(config: TransformerConfig, text_tokens: int, *, reference: bool = Fa
 
 
 def times(rounds: int) -> Iterator[Row]:
-    for (frames, tokens), reach in TIMES.items():
+    for (frames, tokens), target in TIMES.items():
         seconds = least_s(videos(frames, tokens), rounds)
-        yield faster(f"a step, {frames} frames of 256 px, text {tokens}", "Latte's", reach, seconds)
+        yield faster(f"a step, {frames} frames of 256 px, text {tokens}", "Latte's", target, seconds)
     yield faster("a step, 4 images, without temporal blocks", "PixArt's", 1.0, least_s(images(), rounds))
 
 
@@ -121,9 +121,9 @@ def least_s(arms: Arms, rounds: int) -> dict[str, float]:
     return least
 
 
-def faster(name: str, whose: str, reach: float, seconds: Mapping[str, float]) -> Row:
+def faster(name: str, whose: str, target: float, seconds: Mapping[str, float]) -> Row:
     ratio = seconds["theirs"] / seconds["ours"]
-    return Row(name, seconds["ours"], "s", f"{whose} ÷ ours", ratio, f">= {reach:.2f}", ratio >= reach)
+    return Row(name, seconds["ours"], "s", f"{whose} ÷ ours", ratio, f">= {target:.2f}", ratio >= target)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.precompute      prints a table, writes outputs/benchmarks/precompute.json; about 2 minutes
 
-The gain cannot be more than 1 + (VAE + text encoder) / model, by the times of each alone; the reach is to get it. The
+The gain cannot be more than 1 + (VAE + text encoder) / model, by the times of each alone; the target is to get it. The
 embedded VAE and text encoder, and a transformer 256 wide that makes them about as large a share of the step as the real
 ones are on a GPU. One CPU thread; the arms take turns, and the best of several rounds counts.
 """

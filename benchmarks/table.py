@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: rows of measured values, each with its reach where it has one."""
+"""What every benchmark prints and writes: rows of measured values, each with its target where it has one."""
 
 import json
 import os
@@ -16,14 +16,14 @@ FOLDER = Path("outputs/benchmarks")
 
 @dataclass(frozen=True)
 class Row:
-    """One measured value. ``ratio`` is over ``against``; ``holds`` says whether the reach is met."""
+    """One measured value. ``ratio`` is over ``against``; ``holds`` says whether the target is met."""
 
     name: str
     value: float
     unit: str
     against: str | None = None
     ratio: float | None = None
-    reach: str | None = None
+    target: str | None = None
     holds: bool | None = None
 
 
@@ -36,8 +36,8 @@ def report(name: str, rows: Sequence[Row], packages: Sequence[str]) -> None:
 
 def show(row: Row) -> None:
     ratio = "" if row.ratio is None else f"  {row.ratio:.3g} of {row.against}"
-    reach = "" if row.holds is None else f"  reach {row.reach}: {'yes' if row.holds else 'NO'}"
-    print(f"{row.name:56} {row.value:10.4g} {row.unit:9}{ratio}{reach}", flush=True)
+    target = "" if row.holds is None else f"  target {row.target}: {'yes' if row.holds else 'NO'}"
+    print(f"{row.name:56} {row.value:10.4g} {row.unit:9}{ratio}{target}", flush=True)
 
 
 def save(name: str, rows: Sequence[Row], packages: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ def _run(name: str, machine: Machine) -> bool:
     rows: list[Row] = []
     try:
         for row in SLICES[name](machine):
-            rows.append(replace(row, reach=None, holds=None) if machine.toy else row)
+            rows.append(replace(row, target=None, holds=None) if machine.toy else row)
             show(rows[-1])
             save(f"gpu_{name}{'_toy' if machine.toy else ''}", rows, ("torch",))
     except Exception:

@@ -100,7 +100,7 @@ def measure_stall(machine: Machine) -> Iterator[Row]:
                 waited_s += time.perf_counter() - asked
                 float(step(batch))  # as the trainer waits for its gradient norm
             share = waited_s / (time.perf_counter() - started)
-    yield Row(f"data stall, {clips.name}", 100 * share, "%", reach="<= 1, moonshot 0.1", holds=share <= 0.01)
+    yield Row(f"data stall, {clips.name}", 100 * share, "%", target="<= 1, moonshot 0.1", holds=share <= 0.01)
 
 
 def measure_engine(machine: Machine) -> Iterator[Row]:
@@ -164,15 +164,15 @@ def _case(machine: Machine, step: TrainingStep, case: Case) -> Iterator[Row]:
         with preferring(kernel):
             step_s = machine.seconds(lambda: step(batch), case.rounds)
     except torch.OutOfMemoryError:
-        yield Row(f"{name}: does not fit", 0, "", reach="fits", holds=False)
+        yield Row(f"{name}: does not fit", 0, "", target="fits", holds=False)
         return
     clip_s, peak_gb = step_s / clips.batch, machine.peak_gb()
     flops = count_flops(network, clips.batch, *clips.latent_shape, clips.batch * clips.text_tokens).training
     peak = peak_flops_per_s(machine.device) or 989.5e12
     mfu = flops / step_s / peak
-    yield _reach(Row(f"{name}, {kernel}: seconds a clip", clip_s, "s"), most=case.most_s)
-    yield _reach(Row("… model FLOPs utilisation", mfu, ""), least=case.least_mfu)
-    yield _reach(Row("… peak memory", peak_gb, "GB"), most=case.most_gb)
+    yield _with_target(Row(f"{name}, {kernel}: seconds a clip", clip_s, "s"), most=case.most_s)
+    yield _with_target(Row("… model FLOPs utilisation", mfu, ""), least=case.least_mfu)
+    yield _with_target(Row("… peak memory", peak_gb, "GB"), most=case.most_gb)
 
 
 def _fastest_kernel(machine: Machine, network: TransformerConfig, clips: Clips) -> AttentionKernel:
@@ -190,10 +190,10 @@ def _set_memory(machine: Machine, step: TrainingStep, case: Case) -> None:
 
 def _most_frames(machine: Machine, step: TrainingStep, case: Case, counts: tuple[int, ...]) -> Row:
     """Of these counts, from the largest on."""
-    reach = {512: 512, 256: 240}[case.clips.height]
+    target = {512: 512, 256: 240}[case.clips.height]
     frames = next((count for count in counts if _fits(machine, step, replace(case.clips, frames=count), case)), 0)
     name = f"most frames at {case.clips.height}², {case.memory}"
-    return Row(name, frames, "frames", reach=f">= {reach}", holds=frames >= reach)
+    return Row(name, frames, "frames", target=f">= {target}", holds=frames >= target)
 
 
 def _fits(machine: Machine, step: TrainingStep, clips: Clips, case: Case) -> bool:
@@ -207,9 +207,9 @@ def _fits(machine: Machine, step: TrainingStep, clips: Clips, case: Case) -> boo
     return True
 
 
-def _reach(row: Row, least: float | None = None, most: float | None = None) -> Row:
+def _with_target(row: Row, least: float | None = None, most: float | None = None) -> Row:
     if least is not None:
-        return replace(row, reach=f">= {least:.3g}", holds=row.value >= least)
+        return replace(row, target=f">= {least:.3g}", holds=row.value >= least)
     if most is not None:
-        return replace(row, reach=f"<= {most:.3g}", holds=row.value <= most)
+        return replace(row, target=f"<= {most:.3g}", holds=row.value <= most)
     return row

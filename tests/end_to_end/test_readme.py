@@ -140,7 +140,7 @@ def test_a_command_of_readme_runs(
         "app": ["--dry-run", f"output={tmp_path}"],
     }
     if name == "app" and find_spec("gradio") is None:
-        pytest.skip("gradio is not installed: pip install 'wisesora[app]' to run this test")
+        pytest.skip("gradio is not installed: pip install -e '.[app]' to run this test")
     if launched.startswith("deepspeed"):
         told = resident_ranks.run(2, *words[1:], *ours[name]).stdout
     else:

@@ -60,7 +60,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     if find_spec("gradio") is None:
-        pytest.skip("gradio is not installed: pip install 'wisesora[app]' to run this test")
+        pytest.skip("gradio is not installed: pip install -e '.[app]' to run this test")
     folder = tmp_path_factory.mktemp("page")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -154,4 +154,4 @@ def test_a_missing_gradio_is_one_clear_line(
     monkeypatch.delitem(sys.modules, "stages.sampling.web", raising=False)
     assert run(app, []) == 2
     (told,) = capsys.readouterr().err.splitlines()
-    assert "needs gradio" in told and "pip install 'wisesora[app]'" in told
+    assert "needs gradio" in told and "pip install -e '.[app]'" in told
