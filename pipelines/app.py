@@ -19,7 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as absent:
         if absent.name != "gradio":
             raise
-        raise ConfigError("the page needs gradio, which is not installed: pip install -e '.[app]'") from None
+        raise ConfigError(
+            "the page needs gradio, which is not installed: pip install -e '.[app]' in the project's folder"
+        ) from None
     config = load_config(AppConfig, options.config, options.settings)
     if options.dry_run:
         print(settings_text(config), end="")

@@ -34,7 +34,11 @@ def open_url(url: str) -> UPath:
     try:
         _ = path.fs  # made on first use
     except ImportError as error:
-        extra = "pip install -e '.[s3]'" if path.protocol in ("s3", "s3a") else "install it with pip"
+        extra = (
+            "pip install -e '.[s3]' in the project's folder"
+            if path.protocol in ("s3", "s3a")
+            else "install it with pip"
+        )
         raise DatasetError(f"{url}: {error}: {extra}") from error
     return path
 

@@ -46,7 +46,7 @@ def test_local_paths_pass(location):
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.delitem(_registry, "s3", raising=False)  # it may be open in this process already
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(DatasetError, match=r"s3://b/c: .*s3fs.*pip install 'wisesora\[s3\]'"):
+    with pytest.raises(DatasetError, match=r"s3://b/c: .*s3fs.*pip install -e '\.\[s3\]'"):
         place("s3://b/c")
 
 
