@@ -9,6 +9,7 @@ Writes outputs/benchmarks/all.json. The exit status is 1 if one failed or a targ
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,25 +39,25 @@ def main() -> int:
     failed, rows = [], []
     for name in options.names or here:
         print(f"{name} …", flush=True)
-        found = _run(name)
-        if found is None:
+        found, whole = _run(name)
+        if not whole:
             failed.append(name)
-        rows += found or []
+        rows += found
     report("all", rows, ("torch",))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed or any(row.holds is False for row in rows) else 0
 
 
-def _run(name: str) -> list[Row] | None:
-    """What a benchmark found; None where it failed."""
+def _run(name: str) -> tuple[list[Row], bool]:
+    """What a benchmark found, and whether it came to its end."""
     before = _written()
-    done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.DEVNULL)
+    environment = os.environ | ({} if name in GPU else {"CUDA_VISIBLE_DEVICES": ""})  # the others are of the CPU
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.DEVNULL, env=environment)
     tables = sorted(path for path, time in _written().items() if before.get(path) != time)
-    if done.returncode or not tables:
-        return None
     rows = [row for path in tables for row in json.loads(path.read_text())["rows"]]
-    return [Row(**(row | {"name": f"{name}: {row['name']}"})) for row in rows]
+    named = [Row(**(row | {"name": f"{name}: {row['name']}"})) for row in rows]
+    return named, done.returncode == 0 and bool(tables)
 
 
 def _written() -> dict[Path, int]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -41,10 +42,11 @@ def show(row: Row) -> None:
 
 
 def save(name: str, rows: Sequence[Row], packages: Sequence[str]) -> None:
+    """packages: whose versions are written beside the rows, of those that are installed."""
     content = {
         "rows": [asdict(row) for row in rows],
         "machine": _machine(),
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: version(package) for package in packages if find_spec(package)},
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -56,4 +58,5 @@ def _machine() -> dict[str, object]:
     machine |= {"python": platform.python_version()}
     if torch.cuda.is_available():
         machine |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        machine |= {"cudnn": torch.backends.cudnn.version()}
     return machine

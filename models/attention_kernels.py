@@ -35,7 +35,7 @@ def kernel_seconds(
     config: TransformerConfig, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
 ) -> dict[AttentionKernel, float]:
     """What the attentions of a spatial and a temporal block take, forward and backward, by the kernels that can attend
-    to the video; padded text is attended to by whatever PyTorch then takes.
+    to the video; to the text once without and once with padding, which is attended to by whatever PyTorch then takes.
 
     shape: samples, frames and tokens a frame. Projections are included, as each kernel likes its inputs laid out.
     """
@@ -52,7 +52,8 @@ def kernel_seconds(
 
     def attend() -> None:
         attend_to_video()
-        attention(temporal.flatten(1, 2)[:, :, None], text, mask).sum().backward()
+        for padding in (None, mask):
+            attention(temporal.flatten(1, 2)[:, :, None], text, padding).sum().backward()
 
     seconds: dict[AttentionKernel, float] = {}
     for kernel in get_args(AttentionKernel):

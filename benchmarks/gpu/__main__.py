@@ -1,11 +1,13 @@
 """Everything that is measured on one GPU, in slices of under ten minutes on an H200.
 
     python -m benchmarks.gpu                 all slices
-    python -m benchmarks.gpu steps limits    some: kernels, steps, limits, stall, engine, text, vae, latte
+    python -m benchmarks.gpu steps limits    some: kernels, steps, limits, shards, text, vae, latte, engine
     python -m benchmarks.gpu --toy           on any device, tiny: whether it runs, not how fast
 
-Each slice prints a table and writes outputs/benchmarks/gpu_SLICE.json. vae and latte need diffusers, engine needs
-DeepSpeed, and none Ray or a decoder: the other slices' step is benchmarks.plain_step's.
+Each slice prints a table and writes outputs/benchmarks/gpu_SLICE.json. Beside PyTorch they need einops, pyarrow,
+safetensors, universal_pathlib and xxhash; text transformers, vae and latte diffusers, engine DeepSpeed; none Ray or a
+decoder. The step is `benchmarks.plain_step`'s, but for engine. Near a GPU's limit,
+PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True leaves fewer gaps between allocations.
 """
 
 import argparse
@@ -20,15 +22,16 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.table import Row, save, show
 from models.compute import default_device
 
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "deepspeed")
 SLICES = {
     "kernels": kernels.measure,
     "steps": training.measure_steps,
     "limits": training.measure_limits,
-    "stall": training.measure_stall,
-    "engine": training.measure_engine,
+    "shards": training.measure_from_shards,
     "text": encoders.measure_text,
     "vae": encoders.measure_vae,
     "latte": encoders.measure_latte,
+    "engine": training.measure_engine,  # last, as DeepSpeed keeps what it has
 }
 
 
@@ -45,7 +48,7 @@ def main() -> int:
         print("error: found no CUDA device, expected one; --toy tries the code without", file=sys.stderr)
         return 2
     machine = Machine(default_device(), options.toy)
-    failed = [name for name in options.slices or SLICES if not _run(name, machine)]
+    failed = [name for name in SLICES if name in (options.slices or SLICES) and not _run(name, machine)]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -61,7 +64,7 @@ def _run(name: str, machine: Machine) -> bool:
         for row in SLICES[name](machine):
             rows.append(replace(row, target=None, holds=None) if machine.toy else row)
             show(rows[-1])
-            save(f"gpu_{name}{'_toy' if machine.toy else ''}", rows, ("torch",))
+            save(f"gpu_{name}{'_toy' if machine.toy else ''}", rows, PACKAGES)
     except Exception:
         traceback.print_exc()
         return False

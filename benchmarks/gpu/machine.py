@@ -38,6 +38,7 @@ class Machine:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            torch._C._host_emptyCache()  # of pinned blocks, each a power of two: what is larger would come on top
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_gb(self) -> float:

@@ -23,6 +23,8 @@ from shards.loader import Batch
 from stages.training.optimizer import OptimizerConfig
 
 CHUNK_TOKENS = 65_536
+GPU_GB = 141
+WARM_STEPS = 3
 TOY = Clips(4, 32, 32)
 
 
@@ -48,12 +50,12 @@ STEPS = (
     Case(Clips(16, 256, 256), most_s=1 / 16),
     Case(Clips(16, 256, 256, batch=8), most_s=1 / 16),
     Case(Clips(128, 512, 512), "block", rounds=6, least_mfu=0.38, most_s=2.2, most_gb=48),
-    Case(Clips(128, 720, 1280), "block", rounds=2, most_s=11),
+    Case(Clips(128, 720, 1280), "block", rounds=2, most_s=11, most_gb=GPU_GB),
     Case(Clips(128, 512, 512), "selective", rounds=6, least_mfu=0.38, most_s=2.2),
 )
-LARGE = (
-    Case(Clips(56, 1088, 1920), "block", rounds=1),
-    Case(Clips(128, 1088, 1920), "offload", CHUNK_TOKENS, rounds=1),  # of the host it takes 120 GB
+FROM_SHARDS = (
+    Case(Clips(16, 256, 256, batch=8), most_s=1 / 16),
+    Case(Clips(56, 256, 256), least_mfu=0.45, most_s=0.193),
 )
 
 
@@ -67,30 +69,41 @@ def measure_steps(machine: Machine) -> Iterator[Row]:
 
 
 def measure_limits(machine: Machine) -> Iterator[Row]:
-    """What fits; nothing is compiled, which would only cost its time here."""
+    """What fits, the surest first; nothing is compiled, which would only cost its time here."""
     step = make_step(machine, compiled=False)
-    yield _most_frames(machine, step, Case(Clips(0, 512, 512), "offload", CHUNK_TOKENS), (1024, 768, 512))
-    yield _most_frames(machine, step, Case(Clips(0, 512, 512), "pair", CHUNK_TOKENS), (768, 512, 256, 128))
-    yield _most_frames(machine, step, Case(Clips(0, 256, 256)), (276, 240, 200, 160, 56))
-    for case in LARGE:
-        yield from _case(machine, step, case)
+    yield from _most_frames(machine, step, Case(Clips(0, 256, 256)), (56, 160, 200, 240, 276), 240)
+    yield from _most_frames(machine, step, Case(Clips(0, 512, 512), "pair", CHUNK_TOKENS), (128, 256, 512, 768), 512)
+    yield from _case(machine, step, Case(Clips(56, 1088, 1920), "block", rounds=1, most_gb=GPU_GB))
+    # Of the host these take up to 120 GB.
+    yield from _case(machine, step, Case(Clips(128, 1088, 1920), "offload", CHUNK_TOKENS, rounds=1, most_gb=GPU_GB))
+    yield from _most_frames(machine, step, Case(Clips(0, 512, 512), "offload", CHUNK_TOKENS), (768, 896, 1024), 512)
 
 
-def measure_stall(machine: Machine) -> Iterator[Row]:
-    """Steps of short clips, which need the most bytes a second, from shards."""
+def measure_from_shards(machine: Machine) -> Iterator[Row]:
+    """Steps fed as the trainer feeds them, and how long they wait: 16 frames need the most bytes a second."""
+    step = make_step(machine)
+    for case in FROM_SHARDS:
+        clips = replace(TOY, batch=case.clips.batch) if machine.toy else case.clips
+        with preferring(fastest_kernel(machine, step.model.config, clips)):
+            step_s, waited_s = _fed_step_s(machine, step, clips)
+        yield from _speed_rows(machine, step, case, f"{case.clips.name}, from shards", step_s)
+        share = 100 * waited_s / step_s
+        yield Row(f"{case.clips.name}: data stall", share, "%", target="<= 1, moonshot 0.1", holds=share <= 1)
+
+
+def _fed_step_s(machine: Machine, step: TrainingStep, clips: Clips) -> tuple[float, float]:
+    """Seconds of a step from shards, and those of it that it waited for its batch."""
     from benchmarks.rendered import Samples, loader_of
     from shards.loader import DataConfig
     from shards.schema import Bucket
 
-    step = make_step(machine)
-    clips = TOY if machine.toy else Clips(16, 256, 256, batch=8)
     steps = 4 if machine.toy else 100
     bucket = Bucket(clips.height, clips.width, clips.frames)
     samples = Samples(bucket, 2 if machine.toy else 16, 8 if machine.toy else 128)
     with tempfile.TemporaryDirectory() as folder:
         loader = loader_of(samples.render(Path(folder) / "dataset"), bucket, clips.batch, DataConfig())
-        with closing(loader.batches(0, 3 + steps)) as batches:
-            for _ in range(3):
+        with closing(loader.batches(0, WARM_STEPS + steps)) as batches:
+            for _ in range(WARM_STEPS):
                 step(next(batches))
             machine.wait()
             started, waited_s = time.perf_counter(), 0.0
@@ -99,8 +112,7 @@ def measure_stall(machine: Machine) -> Iterator[Row]:
                 batch = next(batches)
                 waited_s += time.perf_counter() - asked
                 float(step(batch))  # as the trainer waits for its gradient norm
-            share = waited_s / (time.perf_counter() - started)
-    yield Row(f"data stall, {clips.name}", 100 * share, "%", target="<= 1, moonshot 0.1", holds=share <= 0.01)
+            return (time.perf_counter() - started) / steps, waited_s / steps
 
 
 def measure_engine(machine: Machine) -> Iterator[Row]:
@@ -133,7 +145,7 @@ def measure_engine(machine: Machine) -> Iterator[Row]:
     for clips in (TOY,) if machine.toy else (Clips(16, 256, 256), Clips(56, 256, 256)):
         batch = random_batch(clips, network)
         arms = {"plain": partial(plain_step, batch), "engine": partial(engine_step, batch)}
-        with preferring(_fastest_kernel(machine, network, clips)):
+        with preferring(fastest_kernel(machine, network, clips)):
             seconds = fastest(arms, 2 if machine.toy else 20)
         yield Row(f"{clips.name}: plain PyTorch", seconds["plain"] * 1e3, "ms")
         share = seconds["engine"] / seconds["plain"]
@@ -157,25 +169,31 @@ def make_step(machine: Machine, compiled: bool = True) -> TrainingStep:
 def _case(machine: Machine, step: TrainingStep, case: Case) -> Iterator[Row]:
     clips = replace(TOY, batch=case.clips.batch) if machine.toy else case.clips
     name = f"{case.clips.name}, {case.memory}"
-    network, batch = step.model.config, random_batch(clips, step.model.config)
-    kernel = _fastest_kernel(machine, network, clips)
+    batch = random_batch(clips, step.model.config)
     _set_memory(machine, step, case)
     try:
+        kernel = fastest_kernel(machine, step.model.config, clips)
         with preferring(kernel):
+            step(batch)  # compiles, which has a peak of its own
+            machine.forget_peak()
             step_s = machine.seconds(lambda: step(batch), case.rounds)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # of the GPU's memory, or of the host's
+        print(f"{name}: {str(error).splitlines()[0]}")
         yield Row(f"{name}: does not fit", 0, "", target="fits", holds=False)
         return
-    clip_s, peak_gb = step_s / clips.batch, machine.peak_gb()
+    yield from _speed_rows(machine, step, case, f"{name}, {kernel}", step_s)
+    yield _with_target(Row(f"{name}: peak memory", machine.peak_gb(), "GB"), most=case.most_gb)
+
+
+def _speed_rows(machine: Machine, step: TrainingStep, case: Case, name: str, step_s: float) -> Iterator[Row]:
+    clips, network = (replace(TOY, batch=case.clips.batch) if machine.toy else case.clips), step.model.config
     flops = count_flops(network, clips.batch, *clips.latent_shape, clips.batch * clips.text_tokens).training
-    peak = peak_flops_per_s(machine.device) or 989.5e12
-    mfu = flops / step_s / peak
-    yield _with_target(Row(f"{name}, {kernel}: seconds a clip", clip_s, "s"), most=case.most_s)
-    yield _with_target(Row("… model FLOPs utilisation", mfu, ""), least=case.least_mfu)
-    yield _with_target(Row("… peak memory", peak_gb, "GB"), most=case.most_gb)
+    mfu = flops / step_s / (peak_flops_per_s(machine.device) or 989.5e12)
+    yield _with_target(Row(f"{name}: seconds a clip", step_s / clips.batch, "s"), most=case.most_s)
+    yield _with_target(Row(f"{name}: model FLOPs utilisation", mfu, ""), least=case.least_mfu)
 
 
-def _fastest_kernel(machine: Machine, network: TransformerConfig, clips: Clips) -> AttentionKernel:
+def fastest_kernel(machine: Machine, network: TransformerConfig, clips: Clips) -> AttentionKernel:
     """As the trainer finds it."""
     shape = clips.batch, clips.frames, network.tokens(*clips.latent_shape) // clips.frames
     seconds = kernel_seconds(network, shape, machine.device, torch.bfloat16)
@@ -188,12 +206,15 @@ def _set_memory(machine: Machine, step: TrainingStep, case: Case) -> None:
     machine.forget_peak()
 
 
-def _most_frames(machine: Machine, step: TrainingStep, case: Case, counts: tuple[int, ...]) -> Row:
-    """Of these counts, from the largest on."""
-    target = {512: 512, 256: 240}[case.clips.height]
-    frames = next((count for count in counts if _fits(machine, step, replace(case.clips, frames=count), case)), 0)
-    name = f"most frames at {case.clips.height}², {case.memory}"
-    return Row(name, frames, "frames", target=f">= {target}", holds=frames >= target)
+def _most_frames(
+    machine: Machine, step: TrainingStep, case: Case, counts: tuple[int, ...], target: int
+) -> Iterator[Row]:
+    """A row for each of these counts that fits: what goes wrong with more takes none of them back."""
+    for frames in counts:
+        if not _fits(machine, step, replace(case.clips, frames=frames), case):
+            return
+        name = f"frames at {case.clips.height}² that fit, {case.memory}"
+        yield Row(name, frames, "frames", target=f">= {target}", holds=frames >= target)
 
 
 def _fits(machine: Machine, step: TrainingStep, clips: Clips, case: Case) -> bool:
@@ -202,7 +223,8 @@ def _fits(machine: Machine, step: TrainingStep, clips: Clips, case: Case) -> boo
     try:
         step(random_batch(clips, step.model.config))
         machine.wait()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # of the GPU's memory, or of the host's
+        print(f"{clips.name}, {case.memory}: {str(error).splitlines()[0]}")
         return False
     return True
 

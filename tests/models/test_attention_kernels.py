@@ -32,10 +32,9 @@ def test_a_gpu_has_several_kernels_that_agree() -> None:
     config = replace(SMALL, head_dim=72)  # as PixArt's and Latte's
     seconds = kernel_seconds(config, (1, 3, 16), device, torch.bfloat16)
     assert len(seconds) > 1
-    model, given = random_transformer(config).to(device, torch.bfloat16), [x.to(device) for x in inputs()]
-    outputs = []
+    model, given = random_transformer(config).to(device), [x.to(device) for x in inputs()]
+    exact = model(*given)
+    model.to(torch.bfloat16)
     for kernel in seconds:
         with preferring(kernel):
-            outputs.append(model(*given))
-    for other in outputs[1:]:
-        assert_close(other, outputs[0], share=2e-2)
+            assert_close(model(*given).float(), exact, share=6e-2)  # of bfloat16 itself, more than half

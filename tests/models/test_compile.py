@@ -74,7 +74,7 @@ def test_parameters_keep_their_names(compilations: CompileCounterWithBackend) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:TensorFloat32")  # the compiler's own
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_the_compiler_s_own_kernels_give_the_same_on_a_gpu(memory: ActivationMemory) -> None:

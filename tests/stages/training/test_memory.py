@@ -12,7 +12,7 @@ from models.activations import ActivationMemory
 from models.compute import PRECISIONS
 from models.presets import preset
 from models.transformer import Transformer, TransformerConfig
-from stages.training.memory import StepMemory, peak_of, state_bytes
+from stages.training.memory import GPU_SLACK_BYTES, StepMemory, peak_of, state_bytes
 
 XL = preset("XL/2", {"num_layers": 2})
 FRAMES, SIDE = 56, 32  # of latents
@@ -64,8 +64,8 @@ def accounted_bytes(step: StepMemory) -> int:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("policy", get_args(ActivationMemory))
 def test_a_step_on_a_gpu_takes_what_arithmetic_says(policy: ActivationMemory) -> None:
-    """Within 15 %: beside it lie what matrix products and the attention's backward pass work in."""
-    step, device = replace(STEP, activation_memory=policy), torch.device("cuda")
+    """And no more beside it than the slack that is left for what products and attention work in."""
+    step, device = replace(STEP, activation_memory=policy, samples=8), torch.device("cuda")
     with device:
         model = Transformer(XL).to(PRECISIONS[step.precision])
     model.activation_memory = policy
@@ -75,7 +75,8 @@ def test_a_step_on_a_gpu_takes_what_arithmetic_says(policy: ActivationMemory) ->
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         model(latents, torch.ones(step.samples, device=device), text).float().square().mean().backward()
-    assert torch.cuda.max_memory_allocated() - before == pytest.approx(step.activation_bytes, rel=0.15)
+    beside = torch.cuda.max_memory_allocated() - before - step.activation_bytes
+    assert -0.06 * step.activation_bytes <= beside <= GPU_SLACK_BYTES
 
 
 @pytest.mark.parametrize(

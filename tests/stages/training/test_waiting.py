@@ -39,6 +39,7 @@ def test_forward_and_backward_need_no_value_from_the_device(name: str, first: fl
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # PyTorch's own, of what the test asks for
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_copy_waits_for_the_gpu(name: str) -> None:
