@@ -33,9 +33,9 @@ from stages.training.loss import LatentLoss
 from stages.training.network import build_model
 from stages.training.optimizer import lr_share
 from stages.training.source import open_source
-from tests.end_to_end.conftest import ROOT, command, deepspeed, environment, run
 from tests.end_to_end.test_overfit import psnr_of_a_clip_learnt_by_heart
 from tests.models.networks import SHAPES, SMALL, image_model, inputs, latte, random_transformer
+from tests.running import ROOT, command, deepspeed, environment, run
 
 CONFIG = "configs/train/shapes.yaml"
 STEPS, SAVE_EVERY, RESUMED_AT = 50, 5, 25

@@ -15,11 +15,10 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests.running import ROOT, environment, free_port
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class ResidentRanks:
 
     def __init__(self) -> None:
         self._of_world: dict[int, list[subprocess.Popen[str]]] = {}
-        self._environment = dict(os.environ)
+        self._environment = environment()
 
     def run(self, world: int, script: str, *arguments: object, status: int = 0, timeout_s: float = 300) -> Done:
         """Run a script of the project on ``world`` ranks; fails the test unless it ends with ``status`` on all."""
@@ -74,15 +73,14 @@ class ResidentRanks:
             rank.communicate()
 
 
-def start(world: int, environment: dict[str, str]) -> list[subprocess.Popen[str]]:
-    port = str(27000 + os.getpid() % 1000)
-    shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port if world > 1 else "0"}
+def start(world: int, variables: dict[str, str]) -> list[subprocess.Popen[str]]:
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared |= {"WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.resident"],
             cwd=ROOT,
-            env=environment | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=variables | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.running import ROOT
+
 PACKAGES = ("pipelines", "stages", "models", "shards", "benchmarks")
 MAY_IMPORT = {
     "pipelines": {"pipelines", "stages", "models", "shards"},

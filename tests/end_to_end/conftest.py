@@ -1,10 +1,5 @@
 """One small road, walked once for all tests: render and encode, here; train on two ranks and sample, by commands."""
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,46 +7,14 @@ import pytest
 
 from pipelines.command import run as run_command
 from pipelines.encode import main
+from tests.running import command, deepspeed, run
 
-ROOT = Path(__file__).parent.parent.parent
-TRAIN = "pipelines/train.py"
 SMALL = ["shapes.clips=48", "shard_clips=16"]
-
-
-def run(*arguments: object, status: int = 0, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run a command of the project; fails the test unless it exits with ``status``."""
-    done = subprocess.run([str(part) for part in arguments], cwd=ROOT, env=environment(), timeout=timeout_s,
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == status, f"{arguments} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def environment() -> dict[str, str]:
-    """Ours, with one thread a process."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def command(name: str) -> list[str]:
-    return [sys.executable, "-m", f"pipelines.{name}"]
-
-
-def deepspeed(ranks: int) -> list[str]:
-    port = str(29500 + os.getpid() % 400)
-    launcher = str(Path(sys.executable).with_name("deepspeed"))
-    return [launcher, "--num_gpus", str(ranks), "--master_port", port, TRAIN]
 
 
 def hashes(shards: Path) -> set[str]:
     """The names of all tars, which carry the hash of their bytes, and of the index."""
     return {str(path.relative_to(shards)) for pattern in ("*/*/*.tar", "index/*") for path in shards.glob(pattern)}
-
-
-def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool], timeout_s: float = 180) -> None:
-    """Until something is so, of a process that still runs then."""
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def encode(*arguments: object, status: int = 0) -> None:

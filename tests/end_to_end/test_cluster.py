@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.end_to_end.conftest import ROOT, SMALL, command, environment, hashes, wait_for
+from tests.end_to_end.conftest import SMALL, hashes
+from tests.running import ROOT, command, environment, wait_for
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from models.text import TextEncoder
 from shards import storage
 from shards.dataset import Dataset
 from shards.latent_rgb import to_rgb
-from tests.end_to_end.conftest import ROOT, SMALL, command, encode, environment, hashes, run, wait_for
+from tests.end_to_end.conftest import SMALL, encode, hashes
+from tests.running import ROOT, command, environment, run, wait_for
 
 
 def tars(shards: Path, column: str) -> list[str]:

@@ -18,8 +18,8 @@ from shards.schema import LATENTS
 from stages.training.config import TrainConfig
 from stages.training.loss import LatentLoss, draw_given
 from stages.training.source import open_source
-from tests.end_to_end.conftest import TRAIN, deepspeed, run
 from tests.resident import ResidentRanks
+from tests.running import TRAIN, deepspeed, run
 from tests.stages.training.mixed_dataset import mixed_dataset
 
 STEPS = 6

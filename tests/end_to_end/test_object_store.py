@@ -11,16 +11,8 @@ import boto3
 import pytest
 from upath import UPath
 
-from tests.end_to_end.conftest import (
-    ROOT,
-    command,
-    deepspeed,
-    environment,
-    hashes,
-    run,
-    train_settings,
-    wait_for,
-)
+from tests.end_to_end.conftest import hashes, train_settings
+from tests.running import ROOT, command, deepspeed, environment, run, wait_for
 
 TINY = [
     "vae=tiny",

@@ -1,6 +1,5 @@
 """The tiny preset learns one clip by heart: what it samples from the caption is that clip."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from shards.dataset import Dataset
 from shards.schema import LATENTS, MEAN, TEXT, text_column
 from stages.sampling.config import DenoiseConfig
 from stages.sampling.denoise import Request, denoise
-from tests.end_to_end.conftest import run
+from tests.running import free_port, run
 
 BUCKET, COLUMN = "64x64x8", text_column("t5")
 SEEDS = [0, 1, 2]
@@ -27,7 +26,7 @@ def test_a_clip_that_was_learnt_by_heart_comes_back(shards: Path, tmp_path: Path
 def psnr_of_a_clip_learnt_by_heart(shards: Path, folder: Path) -> float:
     """The lowest of a few samples against the clip, dB; trains in ``folder``."""
     one = "caption == 'a red ball moves right'"
-    run("env", f"MASTER_PORT={28800 + os.getpid() % 300}", sys.executable, "pipelines/train.py",
+    run("env", f"MASTER_PORT={free_port()}", sys.executable, "pipelines/train.py",
         "--config", "configs/train/shapes.yaml", f"data.shards={shards}", f"data.filter={one}", f"output={folder}",
         "train.steps=240", "train.batch_size=4", "optimizer.warmup_steps=20")  # fmt: skip
 

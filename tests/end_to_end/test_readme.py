@@ -18,8 +18,9 @@ from stages.evaluation.compare_config import CompareConfig
 from stages.evaluation.config import EvaluateConfig
 from stages.sampling.config import SampleConfig
 from stages.training.config import TrainConfig, transformer_config
-from tests.end_to_end.conftest import ROOT, Road
+from tests.end_to_end.conftest import Road
 from tests.resident import ResidentRanks
+from tests.running import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "docs" / "zh" / "README.md").read_text(encoding="utf-8")

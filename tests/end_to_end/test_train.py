@@ -23,12 +23,13 @@ from shards.loader import DataConfig
 from stages.training.held_out import ValidationConfig
 from stages.training.loss import LatentLoss
 from stages.training.validate import HeldOut
-from tests.end_to_end.conftest import ROOT, TRAIN, Road, deepspeed, environment, run, train_settings, wait_for
+from tests.end_to_end.conftest import Road, train_settings
 from tests.end_to_end.test_training_samples import SETTINGS as SAMPLED
 from tests.end_to_end.test_training_samples import assert_samples_of, prompts_of
 from tests.models.networks import pixart, randomise
 from tests.models.originals import pixart_positions, pixart_state, save_pth
 from tests.resident import ResidentRanks
+from tests.running import ROOT, TRAIN, deepspeed, environment, run, wait_for
 
 STATE = ("model", "ema", "exp_avg", "exp_avg_sq")
 

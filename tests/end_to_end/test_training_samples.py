@@ -21,9 +21,10 @@ from shards.loader import DataConfig
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.held_out import ValidationConfig
 from stages.training.prompts import Prompts
-from tests.end_to_end.conftest import TRAIN, Road, train_settings
+from tests.end_to_end.conftest import Road, train_settings
 from tests.end_to_end.test_sample import frames
 from tests.resident import ResidentRanks
+from tests.running import TRAIN
 
 PROMPTS, STEPS, GUIDANCE = 3, 2, 3.0
 SETTINGS = [

@@ -1,8 +1,6 @@
 """A video that ranks share, against the same video on one rank, in float64."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch.distributed as dist
 
 from models.transformer import Transformer, TransformerConfig
 from tests.models.sequence_run import CASES, SMALL
+from tests.running import run
 
 SCRIPT = Path(__file__).with_name("sequence_run.py")
 
@@ -18,10 +17,7 @@ SCRIPT = Path(__file__).with_name("sequence_run.py")
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, SCRIPT, folder]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run(sys.executable, SCRIPT, folder)
     return json.loads((folder / "found.json").read_text())
 
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.resident import ROOT
+from tests.running import ROOT
 
 COMMANDS = sorted(path.stem for path in (ROOT / "pipelines").glob("*.py") if "__main__" in path.read_text())
 

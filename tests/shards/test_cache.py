@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import xxhash
 
-import shards
 from shards import object_store
 from shards.cache import TarCache
 from shards.dataset import Dataset
@@ -19,6 +18,7 @@ from shards.order import SampleOrder
 from shards.schema import LATENTS
 from shards.storage import create_exclusive, list_folder, place, write_whole
 from shards.tars import Tar
+from tests.running import ROOT
 
 SIZE = "64x64x8"
 TAR_BYTES = 100_000
@@ -43,8 +43,7 @@ def read(cache: TarCache, tar: Tar, offset: int = 0, length: int = TAR_BYTES) ->
 
 
 def start(script: str) -> subprocess.Popen:
-    root = Path(shards.__file__).parents[1]
-    return subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def reader(folder: Path, tar: Tar, before: str = "") -> subprocess.Popen:

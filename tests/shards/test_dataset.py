@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-import shards
 from shards.dataset import Dataset, create_dataset, write_null_text
 from shards.errors import DatasetError, ShardError
 from shards.manifest import Manifest
 from shards.schema import LATENTS, MEAN, STD, TEXT, Bucket
+from tests.running import ROOT
 
 SIZE, LONG = "64x64x8", "64x64x16"
 
@@ -212,6 +211,5 @@ def test_what_all_buckets_share_is_given_once(build):
 def test_reading_shards_loads_no_heavy_library():
     heavy = ("torch", "ray", "webdataset", "pandas")
     script = f"import sys, shards.loader; print([name for name in {heavy} if name in sys.modules])"
-    root = Path(shards.__file__).parents[1]
-    found = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert found.stdout.strip() == "[]", found.stderr

@@ -4,14 +4,12 @@ import pickle
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import boto3
 import numpy as np
 import pytest
 import s3fs
 
-import shards
 from shards import storage
 from shards.dataset import Dataset, create_dataset, ensure_fingerprint
 from shards.errors import DatasetError, ShardError
@@ -20,6 +18,7 @@ from shards.order import SampleOrder
 from shards.schema import LATENTS
 from shards.storage import create_exclusive, list_folder, place, walk, write_whole
 from shards.writer import commit_path, committed_numbers, read_commit, write_shard
+from tests.running import ROOT
 
 SIZE, LONG = "64x64x8", "64x64x16"
 MIB = 2**20
@@ -91,14 +90,13 @@ with write_whole(place({bucket!r}) / "a.tar") as file:
     file.write(bytes(11 * 2**20))
 """
     command = [sys.executable, "-c", script]
-    root = Path(shards.__file__).parents[1]
-    assert subprocess.run([*command, dies_at], cwd=root, timeout=60).returncode == 9
+    assert subprocess.run([*command, dies_at], cwd=ROOT, timeout=60).returncode == 9
     uploads = boto3.client("s3").list_multipart_uploads(Bucket=bucket.removeprefix("s3://"))["Uploads"]
     assert [upload["Key"] for upload in uploads] == ["a.tar"]
     assert keys(bucket) == [] and list_folder(place(bucket)) == [] and not storage.exists(place(bucket) / "a.tar")
     with pytest.raises(FileNotFoundError):
         storage.read(place(bucket) / "a.tar")
-    subprocess.run([*command, "never"], cwd=root, timeout=60, check=True)
+    subprocess.run([*command, "never"], cwd=ROOT, timeout=60, check=True)
     assert keys(bucket) == ["a.tar"] and storage.read(place(bucket) / "a.tar") == bytes(11 * MIB)
 
 

@@ -12,10 +12,10 @@ import pytest
 import webdataset
 import xxhash
 
-import shards
 from shards.errors import DatasetError, ShardError
 from shards.schema import LATENTS, MEAN, TEXT, Reject, Sample
 from shards.writer import commit_path, committed_numbers, read_commit, write_shard
+from tests.running import ROOT
 
 
 def visible(folder: Path) -> dict[str, bytes]:
@@ -124,8 +124,7 @@ text = np.ones((2, 3), np.float16)
 found = [Sample(key, {{"text.npy": text}}, {{"tokens": 2, "caption_hash": "0", "caption": None}}) for key in ("a", "b")]
 write_shard({str(folder)!r}, 0, found, fingerprint_hash="f")
 """
-    root = Path(shards.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", script], cwd=root, timeout=60).returncode == 9
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 9
     assert committed_numbers(folder) == []
     assert [name for name in visible(folder) if moment != "link"] == []
     text = np.ones((2, 3), np.float16)

@@ -13,7 +13,7 @@ from shards.schema import LATENTS, text_column
 from stages.evaluation.arms import Arm
 from stages.evaluation.judge import judge
 from stages.training.config import TrainConfig
-from tests.end_to_end.conftest import ROOT
+from tests.running import ROOT
 from tests.stages.training.mixed_dataset import COUNTS, FINGERPRINTS, VAE, mixed_dataset
 
 SETTINGS = ["train.steps=2", "train.batch_size=4", "validation.holdout=0.2"]

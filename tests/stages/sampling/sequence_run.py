@@ -5,7 +5,6 @@ blocks saw.
 """
 
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from stages.sampling.config import SampleConfig
 from stages.sampling.generate import generate, requests_of
 from stages.sampling.models import Models
 from stages.sampling.plan import plan_samples
+from tests.running import free_port
 
 RANKS, SHARING, FRAMES = 4, 2, 5
 PROMPTS = ["a ball", "a cube", "a star", "a moon", "a boat"]
@@ -43,12 +43,6 @@ def make(rank: int, ranks: int, run: Path, folder: Path, port: int) -> None:
     models = Models.on_this_machine()
     latents = generate(plan, requests_of(plan, range(len(PROMPTS)), models), models)
     torch.save((latents, seen), folder / f"{ranks}-{rank}.pt")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

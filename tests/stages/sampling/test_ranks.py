@@ -1,7 +1,6 @@
 """Samples spread over ranks, and shared by ranks: the same files as those of one process, or the same latents."""
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,8 @@ from models.weights import CheckpointInfo, find_checkpoint, read_info
 from stages.errors import ConfigError
 from stages.sampling.checkpoint import check_ranks
 from stages.sampling.config import SampleConfig
-from tests.end_to_end.conftest import run
 from tests.resident import ResidentRanks
+from tests.running import free_port, run
 from tests.stages.sampling.sequence_run import FRAMES, RANKS
 from tests.stages.small_run import CONFIG, small_run
 
@@ -26,7 +25,7 @@ def test_two_ranks_make_the_files_of_one(resident_ranks: ResidentRanks, tmp_path
     settings = [PROMPTS, f"ckpt={source}", "height=32", "width=32", "frames=2", "steps=2", "batch_size=2",
                 "formats=[png,latents]"]  # fmt: skip
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-                f"--master_port={28100 + os.getpid() % 300}"]  # fmt: skip
+                f"--master_port={free_port()}"]  # fmt: skip
     done = run(*torchrun, "pipelines/sample.py", *settings, f"output={tmp_path / 'two'}")
     resident_ranks.run(1, "pipelines/sample.py", *settings, f"output={tmp_path / 'one'}")
     one, two = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
@@ -40,7 +39,7 @@ def test_two_ranks_make_the_files_of_one(resident_ranks: ResidentRanks, tmp_path
 
 def test_ranks_that_share_each_video_make_the_latents_of_one(tmp_path: Path) -> None:
     source = small_run(tmp_path / "run")
-    run(sys.executable, Path(__file__).with_name("sequence_run.py"), source, tmp_path)
+    run(sys.executable, "-m", "tests.stages.sampling.sequence_run", source, tmp_path)
     expected, whole = torch.load(tmp_path / "1-0.pt")
     assert whole == {(4, FRAMES)} and expected.std() > 0.1  # two samples and their null branches
     for rank in range(RANKS):

@@ -21,7 +21,7 @@ from pipelines.sample import main as sample
 from stages.sampling.models import Models
 from stages.sampling.record import read_record
 from tests.browser import chromium
-from tests.end_to_end.conftest import ROOT, environment
+from tests.running import ROOT, environment
 from tests.stages.sampling.test_files import frames
 from tests.stages.small_run import small_run
 

@@ -4,7 +4,6 @@ usage: sequence_run.py FOLDER; leaves the runs FOLDER/CASE/RANKS, and of the res
 """
 
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from stages.training.config import StepConfig, TrainConfig
 from stages.training.given_frames import ConditioningConfig
 from stages.training.optimizer import OptimizerConfig
 from stages.training.validate import ValidationConfig
+from tests.running import free_port
 from tests.stages.training.mixed_dataset import mixed_dataset
 
 RANKS, SHARING, STEPS, STOP = 4, 2, 4, 2
@@ -51,12 +51,6 @@ def run_cases(rank: int, ranks: int, folder: Path, port: int) -> None:
     for case in CASES if ranks > 1 else ALONE:
         train(config(case, shards, folder / case / str(ranks), STEPS, sharing))
     train(config("zero-1", shards, folder / "resumed", STOP if ranks > 1 else STEPS, sharing))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

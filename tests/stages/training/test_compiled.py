@@ -1,8 +1,6 @@
 """Training with compiled blocks against training without."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +9,12 @@ import pytest
 
 from stages.errors import ConfigError
 from stages.training.config import StepConfig, TrainConfig, check
+from tests.running import run
 from tests.stages.training.compiled_run import STEPS
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_compiled_blocks_train_like_others(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.stages.training.compiled_run", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(sys.executable, "-m", "tests.stages.training.compiled_run", tmp_path, timeout_s=600)
     plain, compiled = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("plain", "compiled")

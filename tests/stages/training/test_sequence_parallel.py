@@ -1,8 +1,6 @@
 """Training where two ranks share each video, two such groups, against training on one rank."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,9 +10,8 @@ from safetensors.torch import load_file
 
 from stages.errors import ConfigError
 from stages.training.config import StepConfig, TrainConfig, check
+from tests.running import run
 from tests.stages.training.sequence_run import CASES, RANKS, STEPS
-
-ROOT = Path(__file__).parents[3]
 
 ALONE = {case: "zero-1, uneven/1" if "uneven" in case else "zero-1/1" for case in CASES}
 PAIRS = {**{f"{case}/{RANKS}": alone for case, alone in ALONE.items()}, "resumed": "zero-1/1"}
@@ -23,10 +20,7 @@ PAIRS = {**{f"{case}/{RANKS}": alone for case, alone in ALONE.items()}, "resumed
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.stages.training.sequence_run", folder]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(sys.executable, "-m", "tests.stages.training.sequence_run", folder, timeout_s=600)
     return folder
 
 
