@@ -4,7 +4,6 @@ Exit status: 0 done, 1 the work failed, 2 the user's mistake (one line, no trace
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from models.errors import WeightsError
 from pipelines.config import FAMILIAR
 from shards.errors import DatasetError, ShardError
 from stages.errors import ConfigError, WorkError
+from stages.launched import rank
 
 USER_MISTAKES = (ConfigError, DatasetError, WeightsError)
 FAILURES = (ShardError, WorkError)
@@ -57,10 +57,9 @@ def run(main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] |
     try:
         main(arguments)
     except USER_MISTAKES as mistake:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank:
+        if rank():
             time.sleep(OTHER_RANKS_WAIT_S)
-        print(f"error: {mistake}" if not rank else f"error on rank {rank}: {mistake}", file=sys.stderr)
+        print(f"error on rank {rank()}: {mistake}" if rank() else f"error: {mistake}", file=sys.stderr)
         return 2
     except FAILURES as failure:
         print(f"failed: {failure}", file=sys.stderr)

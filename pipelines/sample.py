@@ -3,7 +3,6 @@
 ``python -m pipelines.sample [--config FILE | --from-file VIDEO.mp4] [--prompt "…"] [key.path=value ...]``
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from pipelines.command import Parser, run
 from pipelines.config import load_config
 from stages.errors import ConfigError
+from stages.launched import tell
 from stages.output import settings_text
 from stages.sampling.config import SampleConfig
 from stages.sampling.record import settings_to_remake
@@ -28,16 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = settings_to_remake(options.from_file) if options.from_file else options.config
     prompt = [] if options.prompt is None else [("text_prompt", [options.prompt])]
     config = load_config(SampleConfig, base, options.settings, dict(prompt))
-    tells = os.environ.get("RANK", "0") == "0"
     if options.dry_run:
-        if tells:
-            print(settings_text(config), end="")
-            print(describe(config))
+        tell(settings_text(config) + describe(config))
         return
     summary = sample(config)
     source = summary.get("checkpoint", config.latents)
-    if tells:
-        print(f"{len(summary['samples'])} videos from {source}, in {config.output}")
+    tell(f"{len(summary['samples'])} videos from {source}, in {config.output}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Train from latent shards: ``deepspeed pipelines/train.py --config FILE [key.path=value ...]``."""
 
-import os
 import sys
 from collections.abc import Sequence
 
 from pipelines.command import Parser, run
 from pipelines.config import load_config
+from stages.launched import tell, world
 from stages.output import settings_text
 from stages.train import describe, train
 from stages.training.config import TrainConfig
@@ -16,16 +16,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher")
     options = parser.read(arguments)
     config = load_config(TrainConfig, options.config, options.settings)
-    tells = os.environ.get("RANK", "0") == "0"
     if options.dry_run:
-        plan = describe(config, int(os.environ.get("WORLD_SIZE", 1)))
-        if tells:
-            print(settings_text(config) + plan)
+        tell(settings_text(config) + describe(config, world()))
         return
     summary = train(config)
-    if tells:
-        loss = "no loss yet" if summary["final_loss"] is None else f"final loss {summary['final_loss']:.4f}"
-        print(f"{summary['steps']} steps, {loss}, checkpoints in {config.output}")
+    loss = "no loss yet" if summary["final_loss"] is None else f"final loss {summary['final_loss']:.4f}"
+    tell(f"{summary['steps']} steps, {loss}, checkpoints in {config.output}")
 
 
 if __name__ == "__main__":

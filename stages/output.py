@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from shards import storage
 from stages.errors import ConfigError
+from stages.launched import rank
 
 SUMMARY = "summary.json"
 
@@ -56,7 +56,7 @@ def save_summary(folder: storage.Place, summary: dict[str, Any]) -> None:
 
 def progress_bar(total: int, what: str, unit: str) -> tqdm:
     """A bar on a terminal, a line every ten seconds otherwise, on stderr; of several ranks the first has one."""
-    silent = os.environ.get("RANK", "0") != "0"
+    silent = rank() > 0
     if sys.stderr.isatty():
         return tqdm(total=total, desc=what, unit=unit, disable=silent)
     line = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}\n"

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.schema import WRITTEN
 from stages.planning.plan_table import DUPLICATE, FILTERED, PLANNED, REJECTED, Plan, planned_shards
 
-WRITTEN, PENDING = "written", "pending"  # what became of planned clips
+PENDING = "pending"  # what became of a planned clip: that, WRITTEN, or the reason of its reject
 
 Outcomes = Mapping[tuple[str, int], Mapping[str, str]]
 """What commits say: (bucket name, shard number) of every committed shard -> key of a reject -> its reason."""

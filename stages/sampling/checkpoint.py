@@ -9,7 +9,7 @@ from models.samplers import make_sampler
 from models.weights import CHECKPOINTS, CheckpointInfo, find_checkpoint
 from shards.schema import Bucket
 from stages.errors import ConfigError
-from stages.sampling import ranks
+from stages.launched import world
 from stages.sampling.config import SampleConfig
 
 
@@ -63,9 +63,9 @@ def check_sampler(config: SampleConfig, info: CheckpointInfo) -> None:
 
 def check_ranks(config: SampleConfig, info: CheckpointInfo) -> None:
     """Raises ConfigError where the ranks that run cannot share videos so."""
-    sharing, world = config.sequence_parallel, ranks.world()
-    if world % sharing:
-        raise ConfigError(f"sequence_parallel: found {sharing}, expected a divisor of the {world} ranks that run")
+    sharing, ranks = config.sequence_parallel, world()
+    if ranks % sharing:
+        raise ConfigError(f"sequence_parallel: found {sharing}, expected a divisor of the {ranks} ranks that run")
     if sharing > 1 and info.transformer.temporal_attention == "full":
         raise ConfigError(
             f"sequence_parallel: found {sharing}, expected 1 for a checkpoint with temporal_attention=full: it needs "

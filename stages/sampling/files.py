@@ -13,6 +13,7 @@ from shards.schema import Bucket
 from stages.animation import write_animation
 from stages.contact_sheet import COLUMNS, contact_sheet, picked
 from stages.errors import ConfigError
+from stages.launched import rank, world
 from stages.output import SUMMARY, output_folder, progress_bar, save_settings, save_summary
 from stages.sampling import ranks
 from stages.sampling.config import DecodeConfig, Format
@@ -68,7 +69,7 @@ class SampleFiles:
     def missing(self, samples: SampledLatents) -> list[int]:
         """The numbers of those to make: all but what is there, and says that the same settings made it."""
         missing = torch.zeros(len(self._stems), dtype=torch.uint8)
-        for number in range(len(missing)) if ranks.rank() == 0 else ():  # it looks for all
+        for number in range(len(missing)) if rank() == 0 else ():  # it looks for all
             missing[number] = not self._is_there(number, tags(self._config, samples, number))
         return ranks.summed(missing).nonzero().flatten().tolist()
 
@@ -84,7 +85,7 @@ class SampleFiles:
 
     def begin(self) -> None:
         """Once nothing can be refused any more: the settings, and nothing that speaks for other samples."""
-        if ranks.rank() != 0:
+        if rank() != 0:
             return
         save_settings(self._output, self._config)
         for path in (self._output / name for name in (LATENTS_FILE, SHEET_FILE, SUMMARY)):
@@ -93,9 +94,9 @@ class SampleFiles:
 
     def write(self, numbers: Sequence[int], samples: SampledLatents, models: Models) -> None:
         """All formats of these samples; with latents among the formats they are all that there are."""
-        if "latents" in self._config.formats and ranks.rank() == 0:
+        if "latents" in self._config.formats and rank() == 0:
             samples.save(self._output / LATENTS_FILE)
-        mine = range(ranks.rank(), len(numbers), ranks.world()) if self._kinds else range(0)
+        mine = range(rank(), len(numbers), world()) if self._kinds else range(0)
         if not mine:
             return
         vae = models.vae_for(self._config)
@@ -123,7 +124,7 @@ class SampleFiles:
         rows = zip(files, samples.prompts, samples.seeds, strict=True)
         summary = {"samples": [{"file": file, "prompt": prompt, "seed": seed} for file, prompt, seed in rows], **source}
         sheet = ranks.summed(self._sheet).numpy()  # and every rank's files are there
-        if ranks.rank() == 0:
+        if rank() == 0:
             if self._kinds:
                 with storage.write_whole(self._output / SHEET_FILE) as file:
                     contact_sheet(list(sheet), samples.prompts[:SHEET_ROWS]).save(file, "png")

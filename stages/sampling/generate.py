@@ -9,6 +9,7 @@ from models.compute import PRECISIONS
 from models.latents import LatentStats
 from models.weights import CheckpointInfo, read_null_text, some
 from stages.errors import WorkError
+from stages.launched import rank, tell, world
 from stages.output import progress_bar
 from stages.sampling import ranks
 from stages.sampling.config import SampleConfig
@@ -45,7 +46,7 @@ def portions(requests: Sequence[Request], config: SampleConfig) -> Iterator[list
     """The numbers of requests that are made and written before the next: of whole batches, or all where their files
     do not tell a later command that they are there."""
     batches = list(fixed_batches(requests, config.samples_together))
-    groups = ranks.world() // config.sequence_parallel
+    groups = world() // config.sequence_parallel
     together = PORTION_BATCHES * groups if resumes(config.formats) else len(batches)
     for start in range(0, len(batches), together or 1):
         yield sorted(number for batch in batches[start : start + together] for number in batch)
@@ -70,13 +71,13 @@ def denoise_all(
     model.shard_sequence(ranks.sequence_group(sharing))
     latents = torch.zeros(len(requests), *shape)
     batches = list(fixed_batches(requests, config.samples_together))
-    batches = batches[ranks.rank() // sharing :: ranks.world() // sharing]
+    batches = batches[rank() // sharing :: world() // sharing]
     with progress_bar(len(batches) * config.steps, "denoise", "step") as bar:
         for batch in batches:
             filled = [requests[number] for number in batch]
             filled += filled[-1:] * (config.samples_together - len(batch))
             made = denoise(model, info, filled, shape, config, on_step=bar.update)
-            if ranks.rank() % sharing == 0:  # the others of a group have made the same
+            if rank() % sharing == 0:  # the others of a group have made the same
                 latents[list(batch)] = made[: len(batch)].cpu()
     ranks.summed(latents)
     _check_finite(latents, requests)
@@ -118,7 +119,7 @@ def _encode_prompts(plan: Plan, asked: Sequence[Asked], models: Models) -> list[
     prompts = [*(one.prompt for one in asked), *(one.negative_prompt for one in asked)]
     cut = encoder.too_long(prompts)
     if cut:
-        ranks.tell(f"{len(cut)} prompts are cut after {max_tokens} tokens, such as {cut[0][:60]!r}...")
+        tell(f"{len(cut)} prompts are cut after {max_tokens} tokens, such as {cut[0][:60]!r}...")
     if config.guidance_scale == 1 and any(one.negative_prompt for one in asked):
-        ranks.tell("negative_prompt changes nothing: there is no guidance with guidance_scale 1")
+        tell("negative_prompt changes nothing: there is no guidance with guidance_scale 1")
     return [torch.from_numpy(text) for text in encoder.encode(prompts)]

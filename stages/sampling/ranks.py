@@ -3,26 +3,11 @@
 Only where there are several is DeepSpeed loaded, which joins them as in training.
 """
 
-import os
-
 import torch
 import torch.distributed as dist
 
 from models.compute import default_device
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def tell(text: str) -> None:
-    """A line of the first one for the user."""
-    if rank() == 0:
-        print(text, flush=True)
+from stages.launched import world
 
 
 def join() -> torch.device:
@@ -50,7 +35,3 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
 
         sum_on_hosts(tensor)
     return tensor
-
-
-def wait_for_all() -> None:
-    summed(torch.zeros(1))

@@ -8,8 +8,8 @@ import torch
 from models.identity import vae_identity
 from shards.schema import Bucket
 from stages.errors import ConfigError
+from stages.launched import tell
 from stages.output import output_folder
-from stages.sampling import ranks
 from stages.sampling.checkpoint import require_same
 from stages.sampling.config import DecodeConfig, SampleConfig
 from stages.sampling.files import SampleFiles, file_stems
@@ -34,7 +34,7 @@ def sample(config: SampleConfig, models: Models | None = None) -> dict[str, Any]
     missing = files.missing(everything)
     written = len(plan.asked) - len(missing)
     if written:
-        ranks.tell(f"{written} of {len(plan.asked)} samples are there already")
+        tell(f"{written} of {len(plan.asked)} samples are there already")
     requests = requests_of(plan, missing, models) if missing else []
     files.begin()
     for places in portions(requests, plan.config):
@@ -43,7 +43,7 @@ def sample(config: SampleConfig, models: Models | None = None) -> dict[str, Any]
         files.write(numbers, plan.sampled(numbers, latents), models)
         written += len(numbers)
         if written < len(plan.asked):
-            ranks.tell(f"{written} of {len(plan.asked)} samples are written")
+            tell(f"{written} of {len(plan.asked)} samples are written")
     return files.finish(everything, {"checkpoint": str(plan.checkpoint)})
 
 
