@@ -9,6 +9,8 @@ By name:
 
 Those that draw no noise start from the noisiest timestep and space the others evenly ("trailing" of Lin et al.,
 arXiv:2305.08891, table 2), a flow's before its shift; iddpm's include the first and the last, as its authors' do.
+
+diffusers is loaded where a sampler is made: it takes seconds, which a training without samples need not wait.
 """
 
 from collections.abc import Sequence
@@ -16,13 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import (
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    SchedulerMixin,
-    UniPCMultistepScheduler,
-)
 from torch import Tensor
 
 from models.diffusion import FIRST_BETA, LAST_BETA, STEPS
@@ -56,10 +51,10 @@ class Sampler:
     timesteps: what the model is told at each step, [steps] float32, 1000 (or 999) the noisiest.
     """
 
-    def __init__(self, scheduler: SchedulerMixin, timesteps: Tensor):
+    def __init__(self, scheduler: Any, timesteps: Tensor, *, draws_noise: bool = False):
         self.timesteps = timesteps.float()
-        self._scheduler: Any = scheduler
-        self._draws_noise = isinstance(scheduler, DDPMScheduler)
+        self._scheduler = scheduler
+        self._draws_noise = draws_noise
 
     def step(self, index: int, x: Tensor, output: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Latents [B, C, T, h, w] after step ``index``, from those before it and the model's output [B, C', T, h, w].
@@ -96,25 +91,31 @@ def check_steps(setting: str, prediction: Prediction, steps: int) -> None:
 
 
 def _flow_sampler(name: SamplerName, steps: int, shift: float) -> Sampler:
+    import diffusers
+
     scheduler: Any
     if name == "euler":
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     else:
-        scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+        scheduler = diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+        )
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
     scheduler.set_begin_index(0)  # UniPC's timesteps are cut to whole numbers, and two may be equal
     return Sampler(scheduler, TIMESTEPS * scheduler.sigmas[:-1])
 
 
 def _diffusion_sampler(name: SamplerName, prediction: Prediction, steps: int) -> Sampler:
+    import diffusers
+
     scheduler: Any
     if name == "iddpm":
-        scheduler = DDPMScheduler(**TRAINED_BETAS, variance_type="learned_range", clip_sample=False)
+        scheduler = diffusers.DDPMScheduler(**TRAINED_BETAS, variance_type="learned_range", clip_sample=False)
         timesteps = np.linspace(STEPS - 1, 0, steps).round()
     else:
         # Of order 1 it is DDIM (Lu et al., section 4), on any timesteps: diffusers' DDIMScheduler steps beside its
         # own where 1000 is no multiple of the steps.
-        scheduler = DPMSolverMultistepScheduler(
+        scheduler = diffusers.DPMSolverMultistepScheduler(
             **TRAINED_BETAS,
             solver_order=1 if name == "ddim" else 2,
             prediction_type="v_prediction" if prediction == "v" else "epsilon",
@@ -124,4 +125,4 @@ def _diffusion_sampler(name: SamplerName, prediction: Prediction, steps: int) ->
             scheduler.alphas_cumprod[-1] = NO_SIGNAL
         timesteps = np.linspace(STEPS, 0, steps + 1)[:-1].round() - 1
     scheduler.set_timesteps(timesteps=timesteps.astype(int).tolist())
-    return Sampler(scheduler, scheduler.timesteps)
+    return Sampler(scheduler, scheduler.timesteps, draws_noise=name == "iddpm")

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipelines.command import Parser, run
 from pipelines.config import load_config
 from stages.errors import ConfigError
-from stages.launched import tell
+from stages.launched import rank, tell
 from stages.output import settings_text
 from stages.sampling.config import SampleConfig
 from stages.sampling.record import settings_to_remake
@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell(settings_text(config) + describe(config))
         return
     summary = sample(config)
-    source = summary.get("checkpoint", config.latents)
-    tell(f"{len(summary['samples'])} videos from {source}, in {config.output}")
+    if rank() == 0:
+        source = summary.get("checkpoint", config.latents)
+        print(f"{len(summary['samples'])} videos from {source}, in {config.output}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pipelines.command import Parser, run
 from pipelines.config import load_config
-from stages.launched import tell, world
+from stages.launched import rank, tell, world
 from stages.output import settings_text
 from stages.train import describe, train
 from stages.training.config import TrainConfig
@@ -20,8 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell(settings_text(config) + describe(config, world()))
         return
     summary = train(config)
-    loss = "no loss yet" if summary["final_loss"] is None else f"final loss {summary['final_loss']:.4f}"
-    tell(f"{summary['steps']} steps, {loss}, checkpoints in {config.output}")
+    if rank() == 0:
+        loss = "no loss yet" if summary["final_loss"] is None else f"final loss {summary['final_loss']:.4f}"
+        print(f"{summary['steps']} steps, {loss}, checkpoints in {config.output}")
 
 
 if __name__ == "__main__":
