@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from models.weights import CHECKPOINTS, INFO, NULL_TEXT, CheckpointInfo, find_checkpoint, read_info, save_checkpoint
 from shards import storage
-from shards.manifest import flat
+from shards.manifest import differences
 from stages.engine import WEIGHTS, Engine, Ranks, from_main
 from stages.errors import ConfigError, WorkError
 from stages.training.guard import Guard
@@ -250,14 +250,13 @@ def _differences(
     chosen: Sequence[str] = ("*",),
     ignored: Sequence[str] = (),
 ) -> list[str]:
-    """Of nested mappings; ``chosen`` and ``ignored`` are patterns of dotted names."""
+    """In words; ``chosen`` and ``ignored`` are patterns of dotted names."""
 
     def any_of(patterns: Sequence[str], name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-    was, is_now = flat(before), flat(now)
     return [
-        f"{name} was {was.get(name, 'absent')}, is {is_now.get(name, 'absent')}"
-        for name in {**was, **is_now}
-        if was.get(name) != is_now.get(name) and any_of(chosen, name) and not any_of(ignored, name)
+        f"{name} was {was}, is {is_now}"
+        for name, was, is_now in differences(before, now)
+        if any_of(chosen, name) and not any_of(ignored, name)
     ]
