@@ -88,6 +88,16 @@ def save_checkpoint(
     _sync(folder / INFO)
 
 
+def checkpoints_of(run: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, by ascending step."""
+    steps = {
+        folder: int(match[1])
+        for folder in (run / CHECKPOINTS).glob("step-*")
+        if (match := STEP_FOLDER.fullmatch(folder.name)) and _is_whole(folder)
+    }
+    return sorted(steps, key=lambda folder: steps[folder])
+
+
 def find_checkpoint(path: str | Path, or_else: str = "") -> Path:
     """The checkpoint folder at `path`: itself, or the newest whole one in a run folder's checkpoints.
 
@@ -96,15 +106,11 @@ def find_checkpoint(path: str | Path, or_else: str = "") -> Path:
     path = Path(path)
     if (path / INFO).is_file():
         return path
-    steps = {
-        int(match[1]): folder
-        for folder in (path / CHECKPOINTS).glob("step-*")
-        if (match := STEP_FOLDER.fullmatch(folder.name)) and _is_whole(folder)
-    }
-    if not steps:
+    whole = checkpoints_of(path)
+    if not whole:
         expected = f"a checkpoint folder (with {INFO}) or a run folder (with {CHECKPOINTS}/step-*)"
         raise WeightsError(f"{_found(path)}; expected {expected}{or_else}")
-    return steps[max(steps)]
+    return whole[-1]
 
 
 def read_info(path: str | Path) -> CheckpointInfo:

@@ -23,7 +23,16 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from models.weights import CHECKPOINTS, INFO, NULL_TEXT, CheckpointInfo, find_checkpoint, read_info, save_checkpoint
+from models.weights import (
+    CHECKPOINTS,
+    INFO,
+    NULL_TEXT,
+    CheckpointInfo,
+    checkpoints_of,
+    find_checkpoint,
+    read_info,
+    save_checkpoint,
+)
 from shards import storage
 from shards.manifest import differences
 from stages.engine import WEIGHTS, Engine, Ranks, from_main
@@ -64,7 +73,7 @@ class Progress:
 
 
 def newest(run: Path) -> Path | None:
-    """The checkpoint that a resume starts from; None before the first."""
+    """The checkpoint that a resume starts from; None before the first. Raises WeightsError where none is whole."""
     return find_checkpoint(run) if any((run / CHECKPOINTS).glob("step-*")) else None
 
 
@@ -100,7 +109,7 @@ class Checkpoints:
         weights = 4 * len(self._info.weights) * (self._engine.trained + self._engine.frozen)
         every = self._milestone_every or steps + 1
         milestones = steps // every - start // every
-        there = len(list((self._run / CHECKPOINTS).glob("step-*")))
+        there = len(checkpoints_of(self._run))
         # One more than is kept: the oldest goes when the newest is whole.
         needed = size * max(0, self._keep_last + 1 - there) + weights * milestones
         free = from_main(shutil.disk_usage(self._run).free)
@@ -205,8 +214,8 @@ def restore(checkpoint: Path, engine: Engine, progress: Progress) -> None:
 
 
 def keep_last(run: Path, count: int) -> None:
-    """Remove all but the newest ``count`` checkpoints."""
-    for folder in sorted((run / CHECKPOINTS).glob("step-*"))[:-count]:
+    """Remove all but the newest ``count`` checkpoints. An incomplete one counts for none, and stays."""
+    for folder in checkpoints_of(run)[:-count]:
         _remove(folder)
 
 
