@@ -1,6 +1,7 @@
 """Train the diffusion transformer from latent shards alone: no VAE, text encoder or video decoder is loaded."""
 
 import time
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,13 @@ def _train(
     start = progress.step
     log = RunLog(folder, start, config.train.steps) if ranks.main else None
     started = time.perf_counter()
-    with attention_of(config):
+    with closing(log) if log else nullcontext(), attention_of(config):
         progress = run_steps(run, progress, log)
     summary: dict[str, Any] = {"steps": progress.step, "samples_seen": progress.samples_seen}
     if log:
         summary |= {"final_loss": log.last_loss, "seconds": round(time.perf_counter() - started, 1)}
         if progress.step > start:
             save_summary(folder, summary)
-        log.close()
     return summary
 
 

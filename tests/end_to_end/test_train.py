@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.latents import LatentStats
 from models.loading import load_transformer
@@ -37,6 +38,24 @@ import sys
 from pipelines.train import main
 main(sys.argv[1:])
 print("LOADED", *sorted(sys.modules))
+"""
+
+SLOW_BOARD = """
+import shutil, sys, time
+from unittest.mock import patch
+from tensorboard.summary.writer.record_writer import RecordWriter
+from pipelines.command import run
+from pipelines.train import main
+
+def slowly(writer, data, write=RecordWriter.write):
+    time.sleep(0.1)
+    write(writer, data)
+
+folder, *settings = sys.argv[1:]
+with patch.object(RecordWriter, "write", slowly):
+    status = run(main, [*settings, f"output={folder}"])
+    shutil.copytree(f"{folder}/tensorboard", f"{folder}/left")  # as a process that ends now leaves it
+sys.exit(status)
 """
 
 
@@ -300,8 +319,9 @@ def test_adaptive_clipping_resumes_bit_equal_and_nan_ends_the_run(
                 "optimizer.clip_sigmas=0.1"]  # fmt: skip
     for steps, name in ((24, "whole"), (22, "stopped"), (24, "stopped")):
         resident_ranks.run(1, TRAIN, *settings, f"output={tmp_path / name}", f"train.steps={steps}")
-    nan = [f"output={tmp_path / 'nan'}", "optimizer.lr=1e30", "train.max_skipped=3", "train.steps=10"]
-    done = resident_ranks.run(1, TRAIN, *settings, *nan, status=1)
+    (tmp_path / "slow_board.py").write_text(SLOW_BOARD)
+    nan = [*settings, "optimizer.lr=1e30", "train.max_skipped=3", "train.steps=10"]
+    done = resident_ranks.run(1, str(tmp_path / "slow_board.py"), tmp_path / "nan", *nan, status=1)
     for name in (*(f"{name}.safetensors" for name in STATE), "training.json"):
         ours, theirs = (tmp_path / run / "checkpoints/step-0000024" / name for run in ("whole", "stopped"))
         assert ours.read_bytes() == theirs.read_bytes(), name
@@ -315,6 +335,9 @@ def test_adaptive_clipping_resumes_bit_equal_and_nan_ends_the_run(
     first = int(skipped[0].split()[1])
     assert f"steps {first} to {first + 2} were skipped, 3 in a row" in told
     assert metrics(tmp_path / "nan")[-1]["step"] == first - 1
+    board = EventAccumulator(str(tmp_path / "nan/left"))
+    board.Reload()
+    assert board.Scalars("peak_memory_gb")[-1].step == first - 1  # the last of what came before it
 
 
 def test_a_damaged_shard_ends_all_ranks_and_is_named(road: Road, tmp_path: Path) -> None:
