@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -69,15 +70,15 @@ def save_checkpoint(
     folder: Path,
     info: CheckpointInfo,
     weights: Mapping[str, Mapping[str, Tensor]],
-    null_text: tuple[Tensor, Tensor],
+    null_text: Tensor,
 ) -> None:
     """Writes a checkpoint into an existing folder, each file on disk before the next, model.json last.
 
-    weights: state dicts by the name of their file ("model", "ema"). null_text: embedding [L, D], mask [L].
+    weights: state dicts by the name of their file ("model", "ema"). null_text: [L, D], true tokens alone.
     The folder becomes a checkpoint when the caller renames it into place.
     """
-    embedding, mask = null_text
-    files = dict(weights) | {NULL_TEXT.removesuffix(".safetensors"): {"embedding": embedding, "mask": mask}}
+    null = {"embedding": null_text, "mask": torch.ones(len(null_text), dtype=torch.bool)}
+    files = dict(weights) | {NULL_TEXT.removesuffix(".safetensors"): null}
     for name, tensors in files.items():
         path = folder / f"{name}.safetensors"
         whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -118,13 +119,13 @@ def read_info(path: str | Path) -> CheckpointInfo:
     return _read_info(find_checkpoint(path))
 
 
-def read_null_text(path: str | Path) -> tuple[Tensor, Tensor]:
-    """The empty caption that the checkpoint was trained with: embedding [L, D] and mask [L] bool."""
+def read_null_text(path: str | Path) -> Tensor:
+    """The embedding [L, D] of the empty caption that the checkpoint was trained with: true tokens alone."""
     file = find_checkpoint(path) / NULL_TEXT
     tensors = read_safetensors(file)
     if set(tensors) != {"embedding", "mask"}:
         raise WeightsError(f"{file} holds {sorted(tensors)}; expected embedding and mask")
-    return tensors["embedding"], tensors["mask"]
+    return tensors["embedding"][tensors["mask"]]
 
 
 def some(names: Sequence[str]) -> str:

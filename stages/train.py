@@ -118,8 +118,7 @@ def _begin(
         if changed:
             ranks.print(f"{config.output} goes on with other settings than before: {changed}")
         load_into(model, resumed, "model")
-        embedding, mask = read_null_text(resumed)
-        null_text = embedding[mask]
+        null_text = read_null_text(resumed)
     elif config.train.init_from:
         report = start_from(config.train.init_from, model, source.vae, source.text_encoder)
         ranks.print(f"starts from {config.train.init_from}: {report}")

@@ -154,9 +154,8 @@ class Checkpoints:
             save_file(dict(tensors[moment]), hidden / f"{moment}.safetensors")
         for path in hidden.iterdir():
             storage.flush(path)
-        mask = torch.ones(len(self._null_text), dtype=torch.bool)
         weights = {name: tensors[name] for name in self._info.weights}
-        save_checkpoint(hidden, replace(self._info, step=progress.step), weights, (self._null_text, mask))
+        save_checkpoint(hidden, replace(self._info, step=progress.step), weights, self._null_text)
         if self._milestone_every and progress.step % self._milestone_every == 0:
             self._keep_weights(hidden, self._run / MILESTONES / folder.name)
         _show(hidden, folder)

@@ -222,7 +222,7 @@ def test_held_out_clips_have_the_loss_and_the_samples_of_the_checkpoints_weights
     model, info = load_transformer(tmp_path, "model"), read_info(tmp_path)
     assert (model.prediction, model.config.out_channels) == ("epsilon", 2 * model.config.in_channels)
     loss_of = LatentLoss(
-        make_objective(info.objective), LatentStats.of(info.vae), read_null_text(tmp_path)[0],
+        make_objective(info.objective), LatentStats.of(info.vae), read_null_text(tmp_path),
         frame_interval_s=info.frame_interval_s, caption_dropout=0.1, seed=0, device=torch.device("cpu"),
     )  # fmt: skip
     monkeypatch.setattr("stages.training.validate.mean_over_ranks", lambda values: values)
@@ -374,7 +374,7 @@ def test_a_run_starts_from_pixarts_own_file_and_goes_on_without_it(
     last = tmp_path / "run/checkpoints/step-0000002"
     config = read_info(last).transformer
     assert (config.sample_size, config.temporal_pos, config.temporal_init) == (16, "branch", "zero")
-    assert torch.equal(read_null_text(last)[0], null_text)
+    assert torch.equal(read_null_text(last), null_text)
     weights = load_file(last / "model.safetensors")
     kept = {name: tensor for name, tensor in reference.state_dict().items() if not name.startswith("proj_out")}
     assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
