@@ -167,8 +167,7 @@ def _parameters(source: Pretrained) -> tuple[dict[str, Tensor], Tensor | None]:
     tensors = source.read()
     null_text = tensors.get(NULL_TEXT) if source.kind == "PixArt" else None
     if source.kind == "checkpoint":
-        embedding, mask = read_null_text(source.path)
-        null_text = embedding[mask]
+        null_text = read_null_text(source.path)
     return {name: tensor for name, tensor in tensors.items() if name not in NOT_PARAMETERS}, null_text
 
 

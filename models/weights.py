@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -69,15 +70,15 @@ def save_checkpoint(
     folder: Path,
     info: CheckpointInfo,
     weights: Mapping[str, Mapping[str, Tensor]],
-    null_text: tuple[Tensor, Tensor],
+    null_text: Tensor,
 ) -> None:
     """Writes a checkpoint into an existing folder, each file on disk before the next, model.json last.
 
-    weights: state dicts by the name of their file ("model", "ema"). null_text: embedding [L, D], mask [L].
+    weights: state dicts by the name of their file ("model", "ema"). null_text: [L, D], true tokens alone.
     The folder becomes a checkpoint when the caller renames it into place.
     """
-    embedding, mask = null_text
-    files = dict(weights) | {NULL_TEXT.removesuffix(".safetensors"): {"embedding": embedding, "mask": mask}}
+    null = {"embedding": null_text, "mask": torch.ones(len(null_text), dtype=torch.bool)}
+    files = dict(weights) | {NULL_TEXT.removesuffix(".safetensors"): null}
     for name, tensors in files.items():
         path = folder / f"{name}.safetensors"
         whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -88,6 +89,16 @@ def save_checkpoint(
     _sync(folder / INFO)
 
 
+def checkpoints_of(run: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, by ascending step."""
+    steps = {
+        folder: int(match[1])
+        for folder in (run / CHECKPOINTS).glob("step-*")
+        if (match := STEP_FOLDER.fullmatch(folder.name)) and _is_whole(folder)
+    }
+    return sorted(steps, key=lambda folder: steps[folder])
+
+
 def find_checkpoint(path: str | Path, or_else: str = "") -> Path:
     """The checkpoint folder at `path`: itself, or the newest whole one in a run folder's checkpoints.
 
@@ -96,15 +107,11 @@ def find_checkpoint(path: str | Path, or_else: str = "") -> Path:
     path = Path(path)
     if (path / INFO).is_file():
         return path
-    steps = {
-        int(match[1]): folder
-        for folder in (path / CHECKPOINTS).glob("step-*")
-        if (match := STEP_FOLDER.fullmatch(folder.name)) and _is_whole(folder)
-    }
-    if not steps:
+    whole = checkpoints_of(path)
+    if not whole:
         expected = f"a checkpoint folder (with {INFO}) or a run folder (with {CHECKPOINTS}/step-*)"
         raise WeightsError(f"{_found(path)}; expected {expected}{or_else}")
-    return steps[max(steps)]
+    return whole[-1]
 
 
 def read_info(path: str | Path) -> CheckpointInfo:
@@ -112,13 +119,13 @@ def read_info(path: str | Path) -> CheckpointInfo:
     return _read_info(find_checkpoint(path))
 
 
-def read_null_text(path: str | Path) -> tuple[Tensor, Tensor]:
-    """The empty caption that the checkpoint was trained with: embedding [L, D] and mask [L] bool."""
+def read_null_text(path: str | Path) -> Tensor:
+    """The embedding [L, D] of the empty caption that the checkpoint was trained with: true tokens alone."""
     file = find_checkpoint(path) / NULL_TEXT
     tensors = read_safetensors(file)
     if set(tensors) != {"embedding", "mask"}:
         raise WeightsError(f"{file} holds {sorted(tensors)}; expected embedding and mask")
-    return tensors["embedding"], tensors["mask"]
+    return tensors["embedding"][tensors["mask"]]
 
 
 def some(names: Sequence[str]) -> str:

@@ -143,14 +143,9 @@ def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:
 
 def require_equal(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, advice: str) -> None:
     """Raises DatasetError with each field that differs, as a dotted path, unless both are equal as JSON."""
-    was, now = flat(found), flat(expected)
-    differences = [
-        f"{field} is {was.get(field, 'absent')}, expected {now.get(field, 'absent')}"
-        for field in sorted(was.keys() | now.keys())
-        if was.get(field) != now.get(field)
-    ]
-    if differences:
-        raise DatasetError(f"{what}: {'; '.join(differences)}. To go on, {advice}")
+    differing = [f"{field} is {was}, expected {now}" for field, was, now in sorted(differences(found, expected))]
+    if differing:
+        raise DatasetError(f"{what}: {'; '.join(differing)}. To go on, {advice}")
 
 
 def _bucket_entry(found: dict[str, Any], path: storage.Place) -> BucketEntry:
@@ -190,9 +185,16 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
 
 
-def flat(value: Any, field: str = "") -> dict[str, str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Of each leaf that differs its dotted path, what it was and what it is: as JSON, or ``absent``."""
+    was, is_now = _flat(before), _flat(now)
+    leaves = ((path, was.get(path, "absent"), is_now.get(path, "absent")) for path in {**was, **is_now})
+    return [leaf for leaf in leaves if leaf[1] != leaf[2]]
+
+
+def _flat(value: Any, field: str = "") -> dict[str, str]:
     """Dotted path -> JSON text of each leaf."""
     if not isinstance(value, dict) or not value:
         return {field: json.dumps(value, sort_keys=True)}
-    inner = (flat(part, f"{field}.{name}" if field else name) for name, part in value.items())
+    inner = (_flat(part, f"{field}.{name}" if field else name) for name, part in value.items())
     return {path: text for leaves in inner for path, text in leaves.items()}

@@ -29,6 +29,7 @@ from deepspeed.utils import (
 from pydantic import ValidationError
 
 from stages.errors import ConfigError
+from stages.training.memory import zero_of
 from stages.training.optimizer import EmaAdamW, OptimizerConfig, parameter_groups
 
 # What a training state is made of, each a full fp32 tensor by parameter name, whatever the number of ranks.
@@ -305,7 +306,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         if key not in KNOWN_KEYS:
             nearest = difflib.get_close_matches(key, KNOWN_KEYS, 1) or [", ".join(KNOWN_KEYS)]
             raise ConfigError(f"unknown key 'deepspeed.{key}', did you mean {nearest[0]}?")
-    zero = settings.get("zero_optimization", {"stage": 1})
+    zero = zero_of(settings)
     if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
         raise ConfigError(f"deepspeed.zero_optimization: found {zero!r}, expected keys with stage: 1, 2 or 3")
     for part in ("offload_optimizer", "offload_param"):
@@ -333,5 +334,5 @@ def _deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         **settings,
-        "zero_optimization": {"reduce_bucket_size": BUCKET_NUMBERS, **settings.get("zero_optimization", {"stage": 1})},
+        "zero_optimization": {"reduce_bucket_size": BUCKET_NUMBERS, **zero_of(settings)},
     }

@@ -1,6 +1,7 @@
 """Train the diffusion transformer from latent shards alone: no VAE, text encoder or video decoder is loaded."""
 
 import time
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from stages.training.loop import Run, run_steps
 from stages.training.memory import peak_of, room_bytes
 from stages.training.network import attention_of, build_model, settle_attention
 from stages.training.optimizer import parameter_groups
+from stages.training.prompts import Prompts
 from stages.training.run_lock import run_lock
 from stages.training.runlog import RunLog
 from stages.training.source import Source, batches_of, node_tables, open_held_out, open_prompts, open_source
 from stages.training.start import start_from
 from stages.training.stopping import StopRequests
+from stages.training.validate import HeldOut
 
 USUAL_MFU = 0.4  # assumed for estimates: what is reached is in metrics.jsonl
 
@@ -41,32 +44,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
         check_shared(folder, ranks)
         # As rank 0 sees it: on a file system over the network, others may see what was there a moment ago.
         resumed = from_main(checkpoint.newest(folder) if ranks.main else None)
-        return _train(settled(config, resumed), folder, resumed, ranks, stops)
+        return _carry_out(*_set_up(settled(config, resumed), folder, resumed, ranks, stops))
 
 
-def _train(
+def _set_up(
     config: TrainConfig, folder: Path, resumed: Path | None, ranks: Ranks, stops: StopRequests
-) -> dict[str, Any]:
-    sharing = config.train.sequence_parallel
-    reader, readers = ranks.rank // sharing, ranks.world // sharing  # ranks that share a video read the same
-    with node_tables(ranks) as share:
-        # What all of them have, of whatever devices.
-        room = -largest_over_ranks([-int(room_bytes(ranks.world))])[0]
-        config = settle_batches(config, ranks.world, room, share)
-        source = open_source(config, reader, readers, share)
-        held_out = open_held_out(config, source, reader, readers, share)
-        prompts = open_prompts(config, source, reader, readers, share)
-    if held_out:
-        held_out.read()
+) -> tuple[Run, Progress]:
+    """The run, and how far it has come."""
+    config, source, held_out, prompts = _data(config, ranks)
     model = build_model(config, source)
-    model.shard_sequence(sequence_group(sharing))
+    model.shard_sequence(sequence_group(config.train.sequence_parallel))
     info = _info(config, model, source)
-
     config = settle_attention(config, model.config, source, ranks)
     progress, source = _begin(config, resumed, model, source, info, ranks)
     if config.train.compile:
         model.compile_blocks(any_size=True)
-    engine = _engine(config, model, ranks)
+    engine = _engine(config, model)
     if resumed:
         checkpoint.restore(resumed, engine, progress)
     checkpoints = Checkpoints(
@@ -78,26 +71,45 @@ def _train(
         keep_last=config.train.keep_last,
         milestone_every=config.train.milestone_every,
     )
-    plan = checkpoints.check_room(progress.step, config.train.steps)
-    run = Run(config, folder, ranks, source, held_out, prompts, model, info, engine, checkpoints, stops)
-    if ranks.main:
-        save_settings(folder, config)
-    ranks.print(_opening(run, progress))
-    ranks.print(plan)
-    if prompts:
-        ranks.print(prompts)
+    return Run(config, folder, ranks, source, held_out, prompts, model, info, engine, checkpoints, stops), progress
 
-    start = progress.step
-    log = RunLog(folder, start, config.train.steps) if ranks.main else None
+
+def _data(config: TrainConfig, ranks: Ranks) -> tuple[TrainConfig, Source, HeldOut | None, Prompts | None]:
+    """The config with its batches settled, and what this rank reads."""
+    sharing = config.train.sequence_parallel
+    reader, readers = ranks.rank // sharing, ranks.world // sharing  # ranks that share a video read the same
+    with node_tables(ranks) as share:
+        # What all of them have, of whatever devices.
+        room = -largest_over_ranks([-int(room_bytes(ranks.world))])[0]
+        config = settle_batches(config, ranks.world, room, share)
+        source = open_source(config, reader, readers, share)
+        held_out = open_held_out(config, source, reader, readers, share)
+        prompts = open_prompts(config, source, reader, readers, share)
+    if held_out:
+        held_out.read()
+    return config, source, held_out, prompts
+
+
+def _carry_out(run: Run, start: Progress) -> dict[str, Any]:
+    """Take the steps from ``start`` on, as long as nothing stops them. Returns the summary."""
+    config, ranks = run.config, run.ranks
+    plan = run.checkpoints.check_room(start.step, config.train.steps)
+    if ranks.main:
+        save_settings(run.folder, config)
+    ranks.print(_opening(run, start))
+    ranks.print(plan)
+    if run.prompts:
+        ranks.print(run.prompts)
+
+    log = RunLog(run.folder, start.step, config.train.steps) if ranks.main else None
     started = time.perf_counter()
-    with attention_of(config):
-        progress = run_steps(run, progress, log)
+    with closing(log) if log else nullcontext(), attention_of(config):
+        progress = run_steps(run, start, log)
     summary: dict[str, Any] = {"steps": progress.step, "samples_seen": progress.samples_seen}
     if log:
         summary |= {"final_loss": log.last_loss, "seconds": round(time.perf_counter() - started, 1)}
-        if progress.step > start:
-            save_summary(folder, summary)
-        log.close()
+        if progress.step > start.step:
+            save_summary(run.folder, summary)
     return summary
 
 
@@ -118,8 +130,7 @@ def _begin(
         if changed:
             ranks.print(f"{config.output} goes on with other settings than before: {changed}")
         load_into(model, resumed, "model")
-        embedding, mask = read_null_text(resumed)
-        null_text = embedding[mask]
+        null_text = read_null_text(resumed)
     elif config.train.init_from:
         report = start_from(config.train.init_from, model, source.vae, source.text_encoder)
         ranks.print(f"starts from {config.train.init_from}: {report}")
@@ -127,7 +138,7 @@ def _begin(
     return progress, source if null_text is None else replace(source, null_text=null_text)
 
 
-def _engine(config: TrainConfig, model: Transformer, ranks: Ranks) -> Engine:
+def _engine(config: TrainConfig, model: Transformer) -> Engine:
     settings = config.train
     return Engine(
         model,

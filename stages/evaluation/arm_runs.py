@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from shards.manifest import flat
+from shards.manifest import differences
 from stages.errors import ConfigError, WorkError
 from stages.output import output_folder, save_settings, settings_text
 from stages.training.config import TrainConfig
@@ -32,8 +32,8 @@ def check_settings(config: TrainConfig) -> None:
     file = _settings_file(config)
     if not file.is_file():
         return
-    before, now = flat(yaml.safe_load(file.read_text())), flat(yaml.safe_load(settings_text(config)))
-    differing = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+    before, now = yaml.safe_load(file.read_text()), yaml.safe_load(settings_text(config))
+    differing = [f"{name} was {was}, is {is_now}" for name, was, is_now in differences(before, now)]
     if differing:
         raise ConfigError(
             f"{config.output} was begun with other settings ({'; '.join(differing)}): give another output=, or remove "

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from shards.dataset import Dataset
 from shards.loader import DataConfig
-from shards.manifest import flat
+from shards.manifest import differences
 from shards.schema import KEY, LATENTS
 from stages.errors import ConfigError
 from stages.evaluation.compare_config import CompareConfig
@@ -117,12 +117,8 @@ def _unit_of_loss(arm: TrainConfig) -> tuple[Any, Any]:
 def _arm(name: str, config: TrainConfig, source: Source, first: TrainConfig, reference: Source) -> Arm:
     keys, reference_keys = _keys(source), _keys(reference)
     taken = source.order.samples_before(config.train.steps)
-    ours, theirs = flat(asdict(config)), flat(asdict(first))
-    changed = [
-        f"{setting} is {ours.get(setting, 'absent')}, not {theirs.get(setting, 'absent')}"
-        for setting in {**theirs, **ours}
-        if ours.get(setting) != theirs.get(setting) and setting != "output"
-    ]
+    differing = differences(asdict(first), asdict(config))
+    changed = [f"{setting} is {ours}, not {theirs}" for setting, theirs, ours in differing if setting != "output"]
     return Arm(
         name,
         config,

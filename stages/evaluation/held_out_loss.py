@@ -107,7 +107,7 @@ def clip_losses(
     loss_of = LatentLoss(
         make_objective(model_of.info.objective),
         LatentStats.of(model_of.info.vae),
-        read_null_text(model_of.checkpoint)[0],
+        read_null_text(model_of.checkpoint),
         frame_interval_s=model_of.info.frame_interval_s,
         caption_dropout=0,
         seed=0,

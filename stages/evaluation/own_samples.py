@@ -41,9 +41,9 @@ def sample_captions(config: ClipsConfig, trained: Trained, run: Execution) -> Sa
     captions = [caption_of(dataset, bucket, row, column) for row in rows]
     frames, channels, height, width = dataset.shapes(bucket, LATENTS)[rows[0]].tolist()
 
-    null_text, mask = read_null_text(trained.checkpoint)
+    null_text = read_null_text(trained.checkpoint)
     seeds = list(range(config.samples))
-    requests = [Request(texts[seed % len(texts)], null_text[mask], seed) for seed in seeds]
+    requests = [Request(texts[seed % len(texts)], null_text, seed) for seed in seeds]
     how = SampleConfig(
         steps=config.steps,
         guidance_scale=config.guidance_scale,

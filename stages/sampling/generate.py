@@ -29,9 +29,9 @@ def requests_of(plan: Plan, numbers: Sequence[int], models: Models) -> list[Requ
     asked = [plan.asked[number] for number in numbers]
     given = _encode_given(plan, asked, models)
     texts = _encode_prompts(plan, asked, models)
-    null_text, mask = read_null_text(plan.checkpoint)
+    null_text = read_null_text(plan.checkpoint)
     return [
-        Request(text, against if one.negative_prompt else null_text[mask], one.seed, frames)
+        Request(text, against if one.negative_prompt else null_text, one.seed, frames)
         for one, text, against, frames in zip(asked, texts[: len(asked)], texts[len(asked) :], given, strict=True)
     ]
 

@@ -23,9 +23,18 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from models.weights import CHECKPOINTS, INFO, NULL_TEXT, CheckpointInfo, find_checkpoint, read_info, save_checkpoint
+from models.weights import (
+    CHECKPOINTS,
+    INFO,
+    NULL_TEXT,
+    CheckpointInfo,
+    checkpoints_of,
+    find_checkpoint,
+    read_info,
+    save_checkpoint,
+)
 from shards import storage
-from shards.manifest import flat
+from shards.manifest import differences
 from stages.engine import WEIGHTS, Engine, Ranks, from_main
 from stages.errors import ConfigError, WorkError
 from stages.training.guard import Guard
@@ -64,7 +73,7 @@ class Progress:
 
 
 def newest(run: Path) -> Path | None:
-    """The checkpoint that a resume starts from; None before the first."""
+    """The checkpoint that a resume starts from; None before the first. Raises WeightsError where none is whole."""
     return find_checkpoint(run) if any((run / CHECKPOINTS).glob("step-*")) else None
 
 
@@ -100,7 +109,7 @@ class Checkpoints:
         weights = 4 * len(self._info.weights) * (self._engine.trained + self._engine.frozen)
         every = self._milestone_every or steps + 1
         milestones = steps // every - start // every
-        there = len(list((self._run / CHECKPOINTS).glob("step-*")))
+        there = len(checkpoints_of(self._run))
         # One more than is kept: the oldest goes when the newest is whole.
         needed = size * max(0, self._keep_last + 1 - there) + weights * milestones
         free = from_main(shutil.disk_usage(self._run).free)
@@ -145,9 +154,8 @@ class Checkpoints:
             save_file(dict(tensors[moment]), hidden / f"{moment}.safetensors")
         for path in hidden.iterdir():
             storage.flush(path)
-        mask = torch.ones(len(self._null_text), dtype=torch.bool)
         weights = {name: tensors[name] for name in self._info.weights}
-        save_checkpoint(hidden, replace(self._info, step=progress.step), weights, (self._null_text, mask))
+        save_checkpoint(hidden, replace(self._info, step=progress.step), weights, self._null_text)
         if self._milestone_every and progress.step % self._milestone_every == 0:
             self._keep_weights(hidden, self._run / MILESTONES / folder.name)
         _show(hidden, folder)
@@ -205,8 +213,8 @@ def restore(checkpoint: Path, engine: Engine, progress: Progress) -> None:
 
 
 def keep_last(run: Path, count: int) -> None:
-    """Remove all but the newest ``count`` checkpoints."""
-    for folder in sorted((run / CHECKPOINTS).glob("step-*"))[:-count]:
+    """Remove all but the newest ``count`` checkpoints. An incomplete one counts for none, and stays."""
+    for folder in checkpoints_of(run)[:-count]:
         _remove(folder)
 
 
@@ -250,14 +258,13 @@ def _differences(
     chosen: Sequence[str] = ("*",),
     ignored: Sequence[str] = (),
 ) -> list[str]:
-    """Of nested mappings; ``chosen`` and ``ignored`` are patterns of dotted names."""
+    """In words; ``chosen`` and ``ignored`` are patterns of dotted names."""
 
     def any_of(patterns: Sequence[str], name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-    was, is_now = flat(before), flat(now)
     return [
-        f"{name} was {was.get(name, 'absent')}, is {is_now.get(name, 'absent')}"
-        for name in {**was, **is_now}
-        if was.get(name) != is_now.get(name) and any_of(chosen, name) and not any_of(ignored, name)
+        f"{name} was {was}, is {is_now}"
+        for name, was, is_now in differences(before, now)
+        if any_of(chosen, name) and not any_of(ignored, name)
     ]

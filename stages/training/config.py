@@ -15,6 +15,7 @@ from stages.errors import ConfigError, at_least
 from stages.training.checkpoint import settings_of
 from stages.training.given_frames import ConditioningConfig
 from stages.training.held_out import ValidationConfig
+from stages.training.memory import zero_of
 from stages.training.optimizer import OptimizerConfig
 from stages.training.start import model_settings, objective_settings
 
@@ -93,7 +94,7 @@ class TrainConfig:
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": {"stage": 1}})
+    deepspeed: dict[str, Any] = field(default_factory=lambda: {"zero_optimization": zero_of({})})
 
 
 def settled(config: TrainConfig, resumed: Path | None) -> TrainConfig:
@@ -144,8 +145,8 @@ def check(config: TrainConfig, world: int) -> None:
 
 
 def _check_compiled(config: TrainConfig) -> None:
-    settings, zero = config.train, config.deepspeed.get("zero_optimization", {"stage": 1})
-    if zero["stage"] == 3:
+    settings = config.train
+    if zero_of(config.deepspeed)["stage"] == 3:
         raise ConfigError(
             "train.compile: found true, expected false with deepspeed.zero_optimization.stage 3: it fetches weights "
             "within the blocks, which a compiled block has no place for; take stage 1 or 2"

@@ -76,13 +76,18 @@ class StepMemory:
         return self.samples * self.text_tokens * (self.model.text_dim + (3 + 2 * pairs) * self.model.width)
 
 
+def zero_of(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``zero_optimization`` of a ``deepspeed`` section; ZeRO-1 where it says nothing of it."""
+    return settings.get("zero_optimization", {"stage": 1})
+
+
 def state_bytes(settings: Mapping[str, Any], precision: str, world: int) -> float:
     """How many bytes a parameter takes on a rank: weights and gradient, and in fp32 its master, moments and average.
 
     Of ZeRO-1 on, the latter are divided by the ranks, of ZeRO-2 on the gradients too, and with ZeRO-3 the weights.
     settings: the ``deepspeed`` section.
     """
-    stage = settings.get("zero_optimization", {"stage": 1})["stage"]
+    stage = zero_of(settings)["stage"]
     size = _number_bytes(precision)
     return size / (world if stage == 3 else 1) + size / (world if stage >= 2 else 1) + 16 / world
 

@@ -1,6 +1,6 @@
 """What asks a run to stop. All ranks look before each step and agree; then they save and leave.
 
-RUN/STOP          a file of any content (``touch RUN/STOP``); who obeys it removes it
+RUN/STOP          a file of any content (``touch RUN/STOP``); who obeys it removes it, as does a run that begins or ends
 SIGUSR1, SIGTERM, SIGINT   to any rank; a second SIGINT ends the rank at once
 train.max_hours   since the start of the command
 the launcher      the `deepspeed` command passes no signal on, and a killed launcher leaves its ranks behind
@@ -32,12 +32,15 @@ class StopRequests:
         self._signal: int | None = None
 
     def __enter__(self) -> "StopRequests":
+        if self._take_file():
+            print(f"{self._file} is removed, as it was there before this run: touch it to stop this one", flush=True)
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._take_file()  # it came too late, or the run failed
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == self._signal == signal.SIGINT:
@@ -52,10 +55,13 @@ class StopRequests:
             return LAUNCHER_ENDED
         if self._main and self._deadline is not None and time.monotonic() > self._deadline:
             return HOURS
-        if self._main and self._file.exists():
-            self._file.unlink()
-            return FILE
-        return NONE
+        return FILE if self._take_file() else NONE
+
+    def _take_file(self) -> bool:
+        """Whether the file was there, which is removed: it asks one run alone."""
+        if there := self._main and self._file.exists():
+            self._file.unlink(missing_ok=True)
+        return there
 
 
 def _launcher() -> tuple[int, int] | None:

@@ -31,7 +31,7 @@ def psnr_of_a_clip_learnt_by_heart(shards: Path, folder: Path) -> float:
         "train.steps=240", "train.batch_size=4", "optimizer.warmup_steps=20")  # fmt: skip
 
     info, model = read_info(folder), load_transformer(folder)
-    null_text, _ = read_null_text(folder)
+    null_text = read_null_text(folder)
     clip, text = read_clip(shards, one)
     clip = LatentStats.of(info.vae).normalise(clip).transpose(0, 1)  # [C, T, h, w]
     shape = (clip.shape[0], clip.shape[1], clip.shape[2], clip.shape[3])

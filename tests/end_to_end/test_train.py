@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.latents import LatentStats
 from models.loading import load_transformer
@@ -38,6 +39,24 @@ import sys
 from pipelines.train import main
 main(sys.argv[1:])
 print("LOADED", *sorted(sys.modules))
+"""
+
+SLOW_BOARD = """
+import shutil, sys, time
+from unittest.mock import patch
+from tensorboard.summary.writer.record_writer import RecordWriter
+from pipelines.command import run
+from pipelines.train import main
+
+def slowly(writer, data, write=RecordWriter.write):
+    time.sleep(0.1)
+    write(writer, data)
+
+folder, *settings = sys.argv[1:]
+with patch.object(RecordWriter, "write", slowly):
+    status = run(main, [*settings, f"output={folder}"])
+    shutil.copytree(f"{folder}/tensorboard", f"{folder}/left")  # as a process that ends now leaves it
+sys.exit(status)
 """
 
 
@@ -204,7 +223,7 @@ def test_held_out_clips_have_the_loss_and_the_samples_of_the_checkpoints_weights
     model, info = load_transformer(tmp_path, "model"), read_info(tmp_path)
     assert (model.prediction, model.config.out_channels) == ("epsilon", 2 * model.config.in_channels)
     loss_of = LatentLoss(
-        make_objective(info.objective), LatentStats.of(info.vae), read_null_text(tmp_path)[0],
+        make_objective(info.objective), LatentStats.of(info.vae), read_null_text(tmp_path),
         frame_interval_s=info.frame_interval_s, caption_dropout=0.1, seed=0, device=torch.device("cpu"),
     )  # fmt: skip
     monkeypatch.setattr("stages.training.validate.mean_over_ranks", lambda values: values)
@@ -301,8 +320,9 @@ def test_adaptive_clipping_resumes_bit_equal_and_nan_ends_the_run(
                 "optimizer.clip_sigmas=0.1"]  # fmt: skip
     for steps, name in ((24, "whole"), (22, "stopped"), (24, "stopped")):
         resident_ranks.run(1, TRAIN, *settings, f"output={tmp_path / name}", f"train.steps={steps}")
-    nan = [f"output={tmp_path / 'nan'}", "optimizer.lr=1e30", "train.max_skipped=3", "train.steps=10"]
-    done = resident_ranks.run(1, TRAIN, *settings, *nan, status=1)
+    (tmp_path / "slow_board.py").write_text(SLOW_BOARD)
+    nan = [*settings, "optimizer.lr=1e30", "train.max_skipped=3", "train.steps=10"]
+    done = resident_ranks.run(1, str(tmp_path / "slow_board.py"), tmp_path / "nan", *nan, status=1)
     for name in (*(f"{name}.safetensors" for name in STATE), "training.json"):
         ours, theirs = (tmp_path / run / "checkpoints/step-0000024" / name for run in ("whole", "stopped"))
         assert ours.read_bytes() == theirs.read_bytes(), name
@@ -316,6 +336,9 @@ def test_adaptive_clipping_resumes_bit_equal_and_nan_ends_the_run(
     first = int(skipped[0].split()[1])
     assert f"steps {first} to {first + 2} were skipped, 3 in a row" in told
     assert metrics(tmp_path / "nan")[-1]["step"] == first - 1
+    board = EventAccumulator(str(tmp_path / "nan/left"))
+    board.Reload()
+    assert board.Scalars("peak_memory_gb")[-1].step == first - 1  # the last of what came before it
 
 
 def test_a_damaged_shard_ends_all_ranks_and_is_named(road: Road, tmp_path: Path) -> None:
@@ -352,7 +375,7 @@ def test_a_run_starts_from_pixarts_own_file_and_goes_on_without_it(
     last = tmp_path / "run/checkpoints/step-0000002"
     config = read_info(last).transformer
     assert (config.sample_size, config.temporal_pos, config.temporal_init) == (16, "branch", "zero")
-    assert torch.equal(read_null_text(last)[0], null_text)
+    assert torch.equal(read_null_text(last), null_text)
     weights = load_file(last / "model.safetensors")
     kept = {name: tensor for name, tensor in reference.state_dict().items() if not name.startswith("proj_out")}
     assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())

@@ -45,7 +45,7 @@ def assert_samples_of(checkpoint: Path, prompts: Prompts, file: Path, monkeypatc
     """What ranks have sampled is what one process makes of the checkpoint's weights."""
     monkeypatch.setattr("stages.training.prompts.stacked_on_main", lambda tensor: tensor[None])
     info, model = read_info(checkpoint), load_transformer(checkpoint, "model")
-    expected = prompts.sample(model, info, read_null_text(checkpoint)[0], info.step)
+    expected = prompts.sample(model, info, read_null_text(checkpoint), info.step)
     found = SampledLatents.read(file)
     assert expected is not None and expected.latents.std() > 1
     torch.testing.assert_close(found.latents, expected.latents, rtol=2e-3, atol=2e-3)  # it is float16

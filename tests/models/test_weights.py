@@ -33,7 +33,7 @@ INFO = CheckpointInfo(
     frame_interval_s=0.125,
     conditioning=("first", "loop"),
 )
-NULL_TEXT = (torch.linspace(0, 1, 40).reshape(2, 20).half(), torch.tensor([True, False]))
+NULL_TEXT = torch.linspace(0, 1, 40).reshape(2, 20).half()
 
 
 def _save(folder: Path, info: CheckpointInfo = INFO, names: tuple[str, ...] = ("model", "ema")) -> Path:
@@ -78,9 +78,18 @@ def test_the_default_weights_are_the_averaged_ones(tmp_path: Path) -> None:
 
 
 def test_the_null_text_comes_back(tmp_path: Path) -> None:
-    embedding, mask = read_null_text(_save(tmp_path / "step-40"))
-    assert torch.equal(embedding, NULL_TEXT[0]) and embedding.dtype == torch.float16
-    assert torch.equal(mask, NULL_TEXT[1]) and mask.dtype == torch.bool
+    folder = _save(tmp_path / "step-40")
+    null_text = read_null_text(folder)
+    assert torch.equal(null_text, NULL_TEXT) and null_text.dtype == torch.float16
+    mask = load_file(folder / "null_text.safetensors")["mask"]
+    assert mask.tolist() == [True, True]
+
+
+def test_a_null_text_that_is_padded_in_the_file_is_read_without(tmp_path: Path) -> None:
+    folder = _save(tmp_path / "step-40")
+    padded = {"embedding": NULL_TEXT, "mask": torch.tensor([True, False])}
+    save_file(padded, folder / "null_text.safetensors")
+    assert torch.equal(read_null_text(folder), NULL_TEXT[:1])
 
 
 def test_prediction_is_taken_from_the_checkpoint(tmp_path: Path) -> None:
@@ -311,6 +320,6 @@ def test_weights_with_a_learned_range_start_a_model_without_and_the_other_way(tm
 
 def test_null_text_of_another_layout_is_refused(tmp_path: Path) -> None:
     folder = _save(tmp_path / "step-40")
-    save_file({"embedding": NULL_TEXT[0]}, folder / "null_text.safetensors")
+    save_file({"embedding": NULL_TEXT}, folder / "null_text.safetensors")
     with pytest.raises(WeightsError, match=r"holds \['embedding'\]; expected embedding and mask"):
         read_null_text(folder)

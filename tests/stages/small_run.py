@@ -32,5 +32,5 @@ def small_run(folder: Path, seeds: dict[str, int] | None = None, **changes: Any)
     checkpoint.mkdir(parents=True)
     seeds = seeds or {"model": 0, "ema": 1}
     weights = {name: random_transformer(info.transformer, seed).state_dict() for name, seed in seeds.items()}
-    save_checkpoint(checkpoint, info, weights, (torch.zeros(1, 64), torch.ones(1, dtype=torch.bool)))
+    save_checkpoint(checkpoint, info, weights, torch.zeros(1, 64))
     return folder

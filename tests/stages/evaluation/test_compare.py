@@ -129,6 +129,27 @@ def test_a_comparison_that_makes_no_sense_is_refused(
     assert message in told(capsys, file, status=2)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (["model.qk_norm=true"], [], "model.qk_norm was true, is absent"),
+        (["data.text={t5: 0.7, none: 0.3}"], ["data.text={t5: 0.7}"], "data.text.none was 0.3, is absent"),
+        ([], ["optimizer.lr=0.5"], "optimizer.lr was 0.0001, is 0.5"),
+    ],
+)
+def test_a_run_that_was_begun_with_other_settings_is_not_taken_for_this_one(
+    before: list[str], now: list[str], message: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def arms(settings: list[str]) -> Path:
+        return write(tmp_path, shards, {"all": [], "again": []}, launcher="false", settings=[*common, *settings])
+
+    none = mixed_dataset(tmp_path / "none", FINGERPRINTS | {text_column("none"): FINGERPRINTS[text_column("t5")]})
+    common = [*SETTINGS, f"data.shards={none}"]
+    assert "all/seed-0 ended with exit status 1" in told(capsys, arms(before), status=1)  # begun, and no more
+    assert f"all/seed-0 was begun with other settings ({message}): give" in told(capsys, arms(now), status=2)
+    assert "all/seed-0 ended" in told(capsys, arms(before), status=1)
+
+
 def test_an_arm_is_judged_against_the_first_seed_by_seed_and_clip_by_clip() -> None:
     """Spreads between seeds and clips, far larger than the difference, that pairing takes away."""
     draw = np.random.default_rng(0)

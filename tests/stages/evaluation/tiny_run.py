@@ -96,8 +96,7 @@ def write_run(
     weights = {"model": model.state_dict(), "ema": {key: value * 0.9 for key, value in model.state_dict().items()}}
     checkpoint = folder / "checkpoints" / "step-0000007"
     checkpoint.mkdir(parents=True)
-    null = torch.zeros(1, TEXT_ENCODER["dim"]), torch.ones(1, dtype=torch.bool)
-    save_checkpoint(checkpoint, replace(about, **info), weights, null)
+    save_checkpoint(checkpoint, replace(about, **info), weights, torch.zeros(1, TEXT_ENCODER["dim"]))
     settings = {"data": {"shards": str(shards), "text": "t5", "filter": ""}, "validation": {"holdout": holdout}}
     for place in (folder, checkpoint):
         (place / "config.yaml").write_text(yaml.safe_dump(settings))

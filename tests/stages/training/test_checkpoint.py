@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from models.errors import WeightsError
 from models.loading import load_transformer
 from models.objective import ObjectiveConfig
 from models.transformer import Transformer, TransformerConfig
@@ -128,6 +129,23 @@ def test_milestones_stay_and_open(tmp_path: Path) -> None:
             }
 
 
+def test_the_newest_by_their_steps_are_kept_and_an_incomplete_one_is_none_of_them(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", keep_last=2)
+    for step in (9998000, 9999000, 10000000):
+        run.save(step)
+    run.checkpoints.wait()
+    assert run.seen() == ["step-10000000", "step-9999000"]
+
+    incomplete = Run(tmp_path / "incomplete", keep_last=1)
+    (incomplete.folder / "checkpoints/step-0000009").mkdir(parents=True)
+    with pytest.raises(WeightsError, match="holds checkpoints, config.yaml; expected"):
+        checkpoint.newest(incomplete.folder)  # no run begins anew in its place
+    for step in (1, 2):
+        incomplete.save(step)
+    incomplete.checkpoints.wait()
+    assert incomplete.seen() == ["step-0000002", "step-0000009"]
+
+
 def test_adam_has_counted_the_steps_that_were_not_skipped(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.save(5, Guard(skipped_steps=2, norms=3, norm_mean=1 / 3))
@@ -203,7 +221,11 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match="GB free"):
         run.checkpoints.check_room(0, 30)
     assert "1 milestones" in run.checkpoints.check_room(10, 29)
+    (run.folder / "checkpoints/step-0000002").mkdir(parents=True)  # incomplete: it takes the place of none
     run.save(1)
     run.checkpoints.wait()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - 16 * numbers))
     assert "2 milestones" in run.checkpoints.check_room(1, 29)  # one of the three is there
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - 16 * numbers - 1))
+    with pytest.raises(ConfigError, match="GB free"):
+        run.checkpoints.check_room(1, 29)

@@ -81,11 +81,12 @@ def test_a_step_on_a_gpu_takes_what_arithmetic_says(policy: ActivationMemory) ->
 
 @pytest.mark.parametrize(
     ("stage", "precision", "world", "expected"),
-    [(1, "bf16", 1, 20), (1, "bf16", 8, 6), (2, "bf16", 8, 4.25), (3, "bf16", 8, 2.5), (1, "fp32", 2, 16)],
+    [(1, "bf16", 1, 20), (None, "bf16", 8, 6), (2, "bf16", 8, 4.25), (3, "bf16", 8, 2.5), (1, "fp32", 2, 16)],
 )
-def test_bytes_of_a_parameter(stage: int, precision: str, world: int, expected: float) -> None:
-    """By hand: weight and gradient of 2 or 4 bytes; master, two moments and average of 4, over the ranks."""
-    assert state_bytes({"zero_optimization": {"stage": stage}}, precision, world) == expected
+def test_bytes_of_a_parameter(stage: int | None, precision: str, world: int, expected: float) -> None:
+    """By hand: weight and gradient of 2 or 4 bytes; master, two moments and average of 4, over the ranks. None: 1."""
+    settings = {"zero_optimization": {"stage": stage}} if stage else {}
+    assert state_bytes(settings, precision, world) == expected
 
 
 def test_what_will_not_fit_is_told_with_a_way_out() -> None:

@@ -23,7 +23,7 @@ from tests.models.networks import SMALL, latte, pixart, random_transformer
 from tests.models.originals import XL_LIKE, pixart_positions, pixart_state, save_pth
 
 PIXART_512 = replace(XL_LIKE, sample_size=64)
-NULL_TEXT = (torch.linspace(0, 1, 60).reshape(3, 20), torch.tensor([True, True, False]))
+NULL_TEXT = torch.linspace(0, 1, 60).reshape(3, 20)
 
 
 def _pixart(path: Path, **extra: torch.Tensor) -> str:
@@ -85,7 +85,7 @@ def test_a_run_that_goes_on_needs_the_first_weights_no_more(tmp_path: Path) -> N
 
 def test_the_empty_caption_comes_with_the_weights(tmp_path: Path) -> None:
     report = start_from(_checkpoint(tmp_path / "step-3"), Transformer(SMALL), {"hash": "v"}, {"hash": "t"})
-    assert report.null_text is not None and torch.equal(report.null_text, NULL_TEXT[0][:2])
+    assert report.null_text is not None and torch.equal(report.null_text, NULL_TEXT)
     embedding = torch.randn(120, 20)
     path = _pixart(tmp_path, **{"y_embedder.y_embedding": embedding})
     report = start_from(path, Transformer(PIXART_512, "epsilon"), {}, {})
@@ -135,8 +135,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     latte(SMALL, 2).save_pretrained(folder / "latte")
     (folder / "v").mkdir()
     info = CheckpointInfo(1, SMALL, ObjectiveConfig("v"), {}, {}, 1 / 8)
-    null = torch.zeros(1, 20), torch.ones(1, dtype=torch.bool)
-    save_checkpoint(folder / "v", info, {"ema": random_transformer().state_dict()}, null)
+    save_checkpoint(folder / "v", info, {"ema": random_transformer().state_dict()}, NULL_TEXT)
     return {"latte": folder / "latte", "v": folder / "v"}
 
 

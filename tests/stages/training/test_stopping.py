@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.errors import WorkError
 from stages.training.stopping import NONE, REASONS, SIGNALS, StopRequests
 
 
@@ -13,11 +14,27 @@ def reason(stops: StopRequests) -> str:
     return REASONS[stops.look()]
 
 
-def test_a_stop_file_is_obeyed_once_also_one_that_came_while_the_run_started(tmp_path: Path) -> None:
-    (tmp_path / "STOP").touch()
+def test_a_stop_file_is_obeyed_once(tmp_path: Path) -> None:
     with StopRequests(tmp_path, 1.0, main=True) as stops:
+        (tmp_path / "STOP").touch()
         assert reason(stops) == "the file STOP"
         assert not (tmp_path / "STOP").exists() and stops.look() == NONE
+
+
+def test_a_stop_file_that_nobody_obeyed_stops_no_later_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "STOP"
+    with pytest.raises(WorkError), StopRequests(tmp_path, 1.0, main=True):
+        file.touch()  # during the last step, or one that fails
+        with StopRequests(tmp_path, 1.0, main=False):
+            pass
+        assert file.exists()  # which rank 0 alone may remove
+        raise WorkError
+    assert not file.exists() and not capsys.readouterr().out
+
+    file.touch()  # a kill leaves it
+    with StopRequests(tmp_path, 1.0, main=True) as stops:
+        assert stops.look() == NONE and not file.exists()
+    assert f"{file} is removed, as it was there before this run: touch it" in capsys.readouterr().out
 
 
 def test_the_file_and_the_clock_are_rank_0s(tmp_path: Path) -> None:
