@@ -24,6 +24,7 @@ from shards.null_text import null_text_path
 from shards.schema import KEY, LATENTS, STATUS, TEXT_PREFIX, WRITTEN, Bucket, text_column
 from shards.writer import commit_path, committed_numbers, read_commit
 from stages import execute
+from stages.captions import Captions
 from stages.columns import Target
 from stages.encode_config import CAPTIONS, EncodeConfig, Models, latents_fingerprint, read_rows, text_fingerprint
 from stages.errors import ConfigError, WorkError
@@ -56,12 +57,14 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
     root = create_dataset(output_of(config), config.name)
     planned = Plan(root)
     sizes = shard_sizes(planned.parts(SHARD_FIELDS))
+    check_captions(config, planned)
     _targets(root, config, models, sizes)  # a fingerprint is refused before anything is planned
     outcomes = read_outcomes(root, sizes) if retry else {}
     with execute.running(config.runtime):
         for part in plan_rows(rows, videos, config, planned, outcomes, retry):
             planned.append(part)
             sizes |= shard_sizes([part])
+        check_captions(config, planned)
         latents, texts = _targets(root, config, models, sizes)
         if not latents.fingerprints:
             none = f"no clip can be encoded: {rejects_of(counts(planned, {}))}"
@@ -85,6 +88,7 @@ def encode_text(config: EncodeConfig) -> dict[str, Any]:
     read_header(root)
     models, planned = Models.of(config), Plan(root)
     sizes = shard_sizes(planned.parts(SHARD_FIELDS))
+    check_captions(config, planned)
     _, texts = _targets(root, config, models, sizes, text_only=True)
     save_settings(root, config, f"config.{texts.column}")
     outcomes = read_outcomes(root, sizes)
@@ -97,6 +101,16 @@ def output_of(config: EncodeConfig) -> str:
     if not config.output:
         raise ConfigError("output is not set: give output=FOLDER")
     return config.output
+
+
+def check_captions(config: EncodeConfig, planned: Plan) -> None:
+    """Raises ConfigError for a file of captions that has none of the clips planned.
+
+    To be asked before a fingerprint records its hash, and so refuses the right file.
+    """
+    if config.text_encoder.captions:
+        keys = (key for part in planned.parts([KEY]) for key in part[KEY].drop_null().to_pylist())
+        Captions(config.text_encoder.captions).require_any(keys)
 
 
 def plan_rows(
