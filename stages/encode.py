@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import storage
+from shards.compaction import incomplete_columns
 from shards.dataset import compact, create_dataset, ensure_fingerprint
 from shards.manifest import FINGERPRINT, read_header, read_json
 from shards.null_text import null_text_path
@@ -259,6 +260,7 @@ def _finish(root: storage.Place, totals: Totals, made: Sequence[Progress], start
         "samples": sum(bucket.samples for bucket in manifest.buckets.values()),
         "shards": sum(len(bucket.columns[LATENTS].shards) for bucket in manifest.buckets.values()),
         "bytes": sum(shard.tar_bytes for column in columns for shard in column.shards),
+        "incomplete": incomplete_columns(root, manifest),
         "seconds": (seconds := round(time.perf_counter() - started, 1)),
         "this_run": {
             "clips": latents.total(),

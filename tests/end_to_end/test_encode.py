@@ -271,6 +271,18 @@ def test_new_captions_make_a_column_beside_the_old_and_encode_only_what_changed(
     assert "captions is" in told
 
 
+def test_a_text_column_that_did_not_grow_with_its_dataset_is_told(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    shutil.copytree(folder / "64x64x8" / "text.t5", folder / "64x64x8" / "text.short")
+    (folder / "64x64x8" / "text.short" / "000002.parquet").unlink()
+    encode("--input", "shapes", "--columns", "text.t5", f"output={folder}")
+    told = "text.short lacks 1 shard and cannot be used until encode --columns text.short has made the rest"
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert json.loads((folder / "summary.json").read_text())["incomplete"] == {"text.short": 1}
+
+
 def test_captions_of_other_keys_are_refused_before_anything_is_made(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
