@@ -12,12 +12,12 @@ from typing import NoReturn
 
 from models.errors import WeightsError
 from pipelines.config import FAMILIAR
-from shards.errors import DatasetError, ShardError
+from shards.errors import DatasetError, ShardError, StoreError
 from stages.errors import ConfigError, WorkError
 from stages.launched import rank
 
 USER_MISTAKES = (ConfigError, DatasetError, WeightsError)
-FAILURES = (ShardError, WorkError)
+FAILURES = (ShardError, StoreError, WorkError)
 
 # A mistake that every rank finds is told by rank 0, which ends the others while they wait; one of theirs alone is
 # told after that.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipelines.command import Parser, default_config, run
 from pipelines.config import load_config
+from shards.compaction import lacking
 from shards.schema import TEXT_PREFIX
 from stages.encode import encode, encode_text
 from stages.encode_config import EncodeConfig
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{summary['shards']} shards ({summary['bytes'] / 1e6:.1f} MB), {summary['filtered']} filtered, "
             f"{summary['duplicates']} duplicates, rejected: {rejected}; in {config.output}"
         )
+        for column, shards in summary["incomplete"].items():
+            print(lacking(column, shards))
 
 
 def _config(options: Namespace) -> EncodeConfig:

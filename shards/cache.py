@@ -18,7 +18,7 @@ from typing import BinaryIO
 from upath import UPath
 
 from shards import object_store, storage
-from shards.errors import DatasetError, ShardError
+from shards.errors import DatasetError, ShardError, StoreError
 from shards.tars import Tar
 
 
@@ -33,7 +33,7 @@ class FileCache:
     def copy_of(self, path: UPath) -> Iterator[Path]:
         """A local file with the content of ``path`` as it is now, and its suffix; held for the block.
 
-        Raises FileNotFoundError, or DatasetError where the store does not answer or not with all of it.
+        Raises FileNotFoundError, and StoreError where the store does not answer or not with all of it.
         """
         version, size = object_store.version(path)
         copy = self.folder / f"{version}{path.suffix}"
@@ -41,7 +41,7 @@ class FileCache:
         def check(fetched: Path) -> None:
             found = fetched.stat().st_size
             if size is not None and found != size:
-                raise DatasetError(f"{path}: the store sent {found} of {size} bytes: run it again")
+                raise StoreError(f"{path}: the store sent {found} of {size} bytes: run it again")
 
         while not (held := _held(copy)):
             self._fetch(path, copy, size, check)

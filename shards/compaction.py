@@ -117,12 +117,36 @@ def _groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]
         yield pa.concat_tables(held)
 
 
-def _complete_text_columns(folder: storage.Place, numbers: Sequence[int]) -> list[str]:
-    found = {
+def incomplete_columns(root: storage.Place, manifest: Manifest) -> dict[str, int]:
+    """The text columns that a bucket lacks or has in part, and so its readers do not see -> the shards they lack."""
+    made: Counter[str] = Counter()
+    shards = 0
+    for name, bucket in manifest.buckets.items():
+        numbers = [shard.number for shard in bucket.columns[LATENTS].shards]
+        made.update(_text_columns(root / name, numbers))
+        shards += len(numbers)
+    return {column: shards - count for column, count in sorted(made.items()) if count < shards}
+
+
+def lacking(column: str, shards: int) -> str:
+    """What to say of one of them."""
+    return (
+        f"{column} lacks {shards} shard{'s' * (shards > 1)} and cannot be used until encode --columns {column} has "
+        "made the rest"
+    )
+
+
+def _text_columns(folder: storage.Place, numbers: Sequence[int]) -> dict[str, int]:
+    """How many of these shards each text column of a bucket has."""
+    return {
         column: len({*committed_numbers(folder / column)} & {*numbers})
         for column in storage.list_folder(folder)
         if column.startswith(TEXT_PREFIX)
     }
+
+
+def _complete_text_columns(folder: storage.Place, numbers: Sequence[int]) -> list[str]:
+    found = _text_columns(folder, numbers)
     complete = [column for column, shards in found.items() if shards == len(numbers)]
     if not complete:
         raise DatasetError(

@@ -14,7 +14,7 @@ import xxhash
 
 from shards import storage
 from shards.bucket_index import OpenBucket, Records, open_bucket
-from shards.compaction import compact
+from shards.compaction import compact, incomplete_columns, lacking
 from shards.errors import DatasetError, ShardError
 from shards.manifest import MANIFEST, Manifest, create_dataset, ensure_fingerprint, read_header, require_equal
 from shards.memory import empty_rows
@@ -80,6 +80,8 @@ class Dataset:
         for name in names:
             entry = _find(manifest.buckets, name, root, "bucket")
             for column in texts or ():
+                if column not in entry.columns and (shards := incomplete_columns(root, manifest).get(column)):
+                    raise DatasetError(f"{root}: {lacking(column, shards)}")
                 _find(entry.columns, column, root, name, "column")
             columns = [LATENTS, *texts] if texts else list(entry.columns)
             opened[name] = open_bucket(root, name, entry, columns, filter, share)

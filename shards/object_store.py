@@ -1,14 +1,15 @@
 """What ``storage`` does at an fsspec URL. Most functions are the namesakes of those there.
 
-Nothing is cached, since other processes write to the same place. Where a store refuses or is silent, this is a
-DatasetError of one line; that something is absent stays FileNotFoundError.
+Nothing is cached, since other processes write to the same place. Where a store refuses, this is a DatasetError of one
+line, and a StoreError where it is silent or says anything that asking again may mend; that something is absent stays
+FileNotFoundError.
 """
 
 import io
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -16,13 +17,20 @@ from typing import BinaryIO
 import xxhash
 from upath import UPath
 
-from shards.errors import DatasetError
+from shards.errors import DatasetError, StoreError
 
 _CLIENT_ERRORS = (  # what the stores' libraries raise beside OSError when they get no answer
+    ("fsspec.exceptions", "FSTimeoutError"),  # an OSError only from Python 3.11 on
     ("botocore.exceptions", "BotoCoreError"),
     ("aiohttp", "ClientError"),
     ("google.auth.exceptions", "GoogleAuthError"),
     ("azure.core.exceptions", "AzureError"),
+)
+_REFUSALS = (  # those of them that stay as they are, beside PermissionError
+    ("botocore.exceptions", "NoCredentialsError"),
+    ("botocore.exceptions", "PartialCredentialsError"),
+    ("google.auth.exceptions", "DefaultCredentialsError"),
+    ("azure.core.exceptions", "ClientAuthenticationError"),
 )
 
 
@@ -49,16 +57,19 @@ def _answers(path: UPath) -> Iterator[None]:
         yield
     except (FileNotFoundError, FileExistsError):
         raise
-    except _client_errors() as error:
-        raise DatasetError(
-            f"{path}: the store answers {' '.join(str(error).split())!r}: check the credentials, the endpoint and "
+    except _with_loaded(OSError, _CLIENT_ERRORS) as error:
+        kind = DatasetError if isinstance(error, _with_loaded(PermissionError, _REFUSALS)) else StoreError
+        answer = " ".join(str(error).split()) or type(error).__name__
+        raise kind(
+            f"{path}: the store answers {answer!r}: check the credentials, the endpoint and "
             "the network, then run it again"
         ) from error
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
-    loaded = [(sys.modules.get(module), name) for module, name in _CLIENT_ERRORS]
-    return (OSError, *(getattr(module, name) for module, name in loaded if module))
+def _with_loaded(error: type[Exception], others: Iterable[tuple[str, str]]) -> tuple[type[Exception], ...]:
+    """It and those of the others whose libraries are in use: none is loaded for its errors."""
+    loaded = [(sys.modules.get(module), name) for module, name in others]
+    return (error, *(getattr(module, name) for module, name in loaded if module))
 
 
 @contextmanager

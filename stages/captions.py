@@ -21,6 +21,7 @@ class Captions:
     """
 
     def __init__(self, path: str):
+        self._path = path
         options = pyarrow.json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
         try:
             with _open(path) as file:
@@ -33,6 +34,17 @@ class Captions:
         hashes = np.fromiter((_hash(key.as_py()) for key in self._keys), np.uint64, len(table))
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
+
+    def require_any(self, keys: Iterable[str]) -> None:
+        """Raises ConfigError where there are keys and the file has none of them: it calls its clips by other names."""
+        key = None
+        for key in keys:
+            if self._row(key) is not None:
+                return
+        if key is not None:
+            raise ConfigError(
+                f"{self._path} has the caption of none of these clips: expected the dataset's keys, such as {key}"
+            )
 
     def of_keys(self, keys: Iterable[str]) -> dict[str, str]:
         """The captions of those keys that the file has."""

@@ -81,14 +81,15 @@ class Target:
 class ShardReport:
     """What became of the clips of one shard of one column, and where the time went.
 
-    statuses: "written" or a reason -> clips. frames: encoded. reused: captions that another column, or a shard just
-    before, had encoded. busy_s: in the model. wait_s: for frames.
+    statuses: "written" or a reason -> clips. frames: encoded. replaced: captions that are not the metadata's. reused:
+    captions that another column, or a shard just before, had encoded. busy_s: in the model. wait_s: for frames.
     """
 
     bucket: str
     number: int
     statuses: Counter[str]
     frames: int = 0
+    replaced: int = 0
     reused: int = 0
     busy_s: float = 0.0
     wait_s: float = 0.0

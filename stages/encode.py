@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import storage
+from shards.compaction import incomplete_columns
 from shards.dataset import compact, create_dataset, ensure_fingerprint
 from shards.manifest import FINGERPRINT, read_header, read_json
 from shards.null_text import null_text_path
 from shards.schema import KEY, LATENTS, STATUS, TEXT_PREFIX, WRITTEN, Bucket, text_column
 from shards.writer import commit_path, committed_numbers, read_commit
 from stages import execute
+from stages.captions import Captions
 from stages.columns import Target
 from stages.encode_config import CAPTIONS, EncodeConfig, Models, latents_fingerprint, read_rows, text_fingerprint
 from stages.errors import ConfigError, WorkError
@@ -56,12 +58,14 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
     root = create_dataset(output_of(config), config.name)
     planned = Plan(root)
     sizes = shard_sizes(planned.parts(SHARD_FIELDS))
+    check_captions(config, planned)
     _targets(root, config, models, sizes)  # a fingerprint is refused before anything is planned
     outcomes = read_outcomes(root, sizes) if retry else {}
     with execute.running(config.runtime):
         for part in plan_rows(rows, videos, config, planned, outcomes, retry):
             planned.append(part)
             sizes |= shard_sizes([part])
+        check_captions(config, planned)
         latents, texts = _targets(root, config, models, sizes)
         if not latents.fingerprints:
             none = f"no clip can be encoded: {rejects_of(counts(planned, {}))}"
@@ -85,6 +89,7 @@ def encode_text(config: EncodeConfig) -> dict[str, Any]:
     read_header(root)
     models, planned = Models.of(config), Plan(root)
     sizes = shard_sizes(planned.parts(SHARD_FIELDS))
+    check_captions(config, planned)
     _, texts = _targets(root, config, models, sizes, text_only=True)
     save_settings(root, config, f"config.{texts.column}")
     outcomes = read_outcomes(root, sizes)
@@ -97,6 +102,16 @@ def output_of(config: EncodeConfig) -> str:
     if not config.output:
         raise ConfigError("output is not set: give output=FOLDER")
     return config.output
+
+
+def check_captions(config: EncodeConfig, planned: Plan) -> None:
+    """Raises ConfigError for a file of captions that has none of the clips planned.
+
+    To be asked before a fingerprint records its hash, and so refuses the right file.
+    """
+    if config.text_encoder.captions:
+        keys = (key for part in planned.parts([KEY]) for key in part[KEY].drop_null().to_pylist())
+        Captions(config.text_encoder.captions).require_any(keys)
 
 
 def plan_rows(
@@ -245,6 +260,7 @@ def _finish(root: storage.Place, totals: Totals, made: Sequence[Progress], start
         "samples": sum(bucket.samples for bucket in manifest.buckets.values()),
         "shards": sum(len(bucket.columns[LATENTS].shards) for bucket in manifest.buckets.values()),
         "bytes": sum(shard.tar_bytes for column in columns for shard in column.shards),
+        "incomplete": incomplete_columns(root, manifest),
         "seconds": (seconds := round(time.perf_counter() - started, 1)),
         "this_run": {
             "clips": latents.total(),

@@ -18,10 +18,10 @@ from shards import storage
 from shards.manifest import read_header
 from shards.schema import Bucket, text_column
 from stages import execute
-from stages.captions import Captions
 from stages.encode import (
     SHARD_FIELDS,
     Sizes,
+    check_captions,
     output_of,
     plan_rows,
     read_outcomes,
@@ -55,6 +55,7 @@ def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
         for part in plan_rows(rows, videos, config, planned, outcomes, retry):
             planned.append(part)
             sizes |= shard_sizes([part])
+        check_captions(config, planned)
         totals = counts(planned, outcomes)
         lines = [
             f"{totals.rows} rows: {totals.pending} clips to encode, {totals.written} written, {totals.filtered} "
@@ -71,10 +72,9 @@ def describe_text(config: EncodeConfig) -> str:
     """What ``encode_text`` would do, in a line."""
     root, column = storage.place(output_of(config)), text_column(config.text_encoder.column)
     read_header(root)
-    captions = config.text_encoder.captions
-    if captions:
-        Captions(captions)  # raises ConfigError unless it is what it should be
-    sizes = shard_sizes(Plan(root).parts(SHARD_FIELDS))
+    planned = Plan(root)
+    check_captions(config, planned)
+    sizes = shard_sizes(planned.parts(SHARD_FIELDS))
     left = text_left(root, column, sizes, read_outcomes(root, sizes))
     return f"{sum(left.values())} captions of {len(left)} shards to encode into {column}"
 

@@ -2,7 +2,8 @@
 
 An actor makes one shard at a time. Its clips, and then those of the shard it makes next, are decoded ahead, in
 order, within a window bounded in bytes, by tasks anywhere in the cluster. An actor or a task that dies, with its
-node or alone, is replaced and its work redone; commits make that harmless.
+node or alone, is replaced and its work redone; a shard that an object store fails is begun again. Commits make that
+harmless.
 """
 
 import logging
@@ -20,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from shards.errors import StoreError
 from stages.columns import Decoded, ShardReport
 from stages.decoding.decode import Decoder, Frames
 from stages.decoding.decode_job import DecodeJob, each, frames_of, group_of
@@ -132,8 +134,8 @@ def run_shards(
 
     ``watch`` is told between them how many clips of unfinished shards have been decoded and taken.
 
-    Raises WorkError when a shard's actor died ``attempts`` times, and whatever ``make_shard`` raised. To be closed by
-    who takes no more of them.
+    Raises WorkError when a shard's actor died, or an object store failed it, ``attempts`` times, and whatever else
+    ``make_shard`` raised. To be closed by who takes no more of them.
     """
     options: dict[str, Any] = {"scheduling_strategy": "SPREAD", "concurrency_groups": {_WATCH: 1}}
     actor_type: Any = ray.remote(num_gpus=1 if gpus() else 0, num_cpus=0, **options)(_ShardActor)
@@ -154,10 +156,10 @@ class _Job:
     plan: ShardPlan
     attempt: int = 1
 
-    def again(self, attempts: int, error: RayActorError) -> "_Job":
+    def again(self, attempts: int, error: Exception) -> "_Job":
         if self.attempt == attempts:
             shard = f"shard {self.plan.number} of {self.plan.bucket.name}"
-            raise WorkError(f"{shard} ended its worker {attempts} times: {error}") from None
+            raise WorkError(f"{shard} failed {attempts} times: {error}") from None
         return _Job(self.plan, self.attempt + 1)
 
 
@@ -185,12 +187,17 @@ class _Crew:
             self._begin(start(), job, next(self._todo, None))
 
     def settle(self, reference: Any) -> ShardReport | None:
-        """The report that has come, its actor being at the next shard; None from one that died, and was replaced."""
+        """The report that has come, its actor being at the next shard; None where the shard is begun again."""
         lane = self.lanes[reference]
         try:
             report = ray.get(reference)
         except RayTaskError as error:
-            raise error.cause from None
+            if not isinstance(error.cause, StoreError):
+                raise error.cause from None
+            again = lane.job.again(self._attempts, error.cause)
+            del self.lanes[reference]
+            self._begin(lane.actor, again, lane.following)
+            return None
         except RayActorError as error:
             del self.lanes[reference]
             ray.kill(lane.actor)  # if it is out of reach only

@@ -20,7 +20,7 @@ class Progress:
         self.statuses: Counter[str] = Counter()
         self.column, self._clips, self._shards, self._places = column, clips, shards, places
         self._done = self._under_way = 0
-        self._frames = self._reused = 0
+        self._frames = self._replaced = self._reused = 0
         self._busy_s = self._wait_s = 0.0
 
     def __enter__(self) -> "Progress":
@@ -41,6 +41,7 @@ class Progress:
         self.statuses.update(report.statuses)
         self._done += 1
         self._frames += report.frames
+        self._replaced += report.replaced
         self._reused += report.reused
         self._busy_s += report.busy_s
         self._wait_s += report.wait_s
@@ -54,8 +55,9 @@ class Progress:
         self.watch(max(0, self._under_way - report.statuses.total()))
 
     def summary(self) -> dict[str, Any]:
-        """reused: captions that another column, or a shard just before, had encoded.
+        """replaced: captions that are not the metadata's.
 
+        reused: captions that another column, or a shard just before, had encoded.
         busy_share: of the workers' time in their models; wait_share: waiting for decoded frames.
         """
         clips, seconds = self.statuses.total(), max(self._seconds, 1e-9)
@@ -63,6 +65,7 @@ class Progress:
             "shards": self._done,
             "clips": clips,
             "frames": self._frames,
+            "replaced": self._replaced,
             "reused": self._reused,
             "seconds": round(seconds, 1),
             "clips_per_s": clips / seconds,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from models.errors import WeightsError
 from shards import storage
-from shards.errors import DatasetError, ShardError
+from shards.errors import DatasetError, ShardError, StoreError
 from shards.schema import LATENTS, TEXT_PREFIX, text_column
 from shards.verification.fault import Fault, Tally
 from shards.verification.verify import describe, verify
@@ -76,7 +76,7 @@ def repair(root: Path, faults: Sequence[Fault], config: EncodeConfig) -> list[st
             if _column(path) in made:
                 aside.take(path)
         encode(config)
-    except (ConfigError, DatasetError, WeightsError, ShardError, WorkError) as error:
+    except (ConfigError, DatasetError, WeightsError, ShardError, StoreError, WorkError) as error:
         if not aside.made_again():
             aside.put_back()
             raise

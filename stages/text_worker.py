@@ -81,7 +81,14 @@ class TextWorker:
             (_text_sample(key, captions[key], own[key], embeddings) for key in own),
             fingerprint_hash=self._target.fingerprints[plan.bucket],
         )
-        return ShardReport(plan.bucket.name, plan.number, statuses_of(commit), reused=len(reused), busy_s=busy_s)
+        return ShardReport(
+            plan.bucket.name,
+            plan.number,
+            statuses_of(commit),
+            replaced=sum(captions[key] != own[key] for key in own),
+            reused=len(reused),
+            busy_s=busy_s,
+        )
 
     def _made_before(self, plan: ShardPlan, wanted: Container[str]) -> dict[str, np.ndarray]:
         """Caption hash -> [L, D] float16, of those that another column has."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shards import storage
 from shards.cache import FileCache
-from shards.errors import DatasetError
+from shards.errors import DatasetError, StoreError
 from stages.errors import DecodeError
 
 CACHE_BYTES = 4_000_000_000
@@ -28,7 +28,7 @@ def source_file(path: str) -> Iterator[str]:
             yield str(local)
     except FileNotFoundError:
         raise DecodeError("missing_file", "there is no such file") from None
-    except DatasetError as error:
+    except (DatasetError, StoreError) as error:
         raise DecodeError("io_error", str(error)) from None
 
 

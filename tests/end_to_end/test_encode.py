@@ -252,7 +252,8 @@ def test_new_captions_make_a_column_beside_the_old_and_encode_only_what_changed(
     encode(*settings)
     assert {path for path in before if "index" not in path} < hashes(folder)  # nothing else is touched
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["this_run"]["columns"]["text.new"]["reused"] > 0
+    made = summary["this_run"]["columns"]["text.new"]
+    assert made["replaced"] == 6 and made["reused"] > 0
     dataset = Dataset.open(folder)
     assert dataset.columns("64x64x8") == ["latents", "text.new", "text.t5"]
     encoder = TextEncoder.load("tiny")
@@ -261,8 +262,39 @@ def test_new_captions_make_a_column_beside_the_old_and_encode_only_what_changed(
         (expected,) = encoder.encode([changed.get(row["key"], row["caption"])])
         np.testing.assert_array_equal(dataset.read("64x64x8", number, "text.new")["text.npy"], expected)
 
+    (folder / "64x64x8" / "text.new" / "000002.parquet").unlink()  # a shard whose captions are all the metadata's
+    encode(*settings, "--dry-run")
+    assert "16 captions of 1 shards to encode into text.new" in capsys.readouterr().out
+
     written_captions(file, {key: "yet another" for key in changed})
-    capsys.readouterr()
     encode(*settings, status=2)
     (told,) = capsys.readouterr().err.splitlines()
     assert "captions is" in told
+
+
+def test_a_text_column_that_did_not_grow_with_its_dataset_is_told(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    shutil.copytree(folder / "64x64x8" / "text.t5", folder / "64x64x8" / "text.short")
+    (folder / "64x64x8" / "text.short" / "000002.parquet").unlink()
+    encode("--input", "shapes", "--columns", "text.t5", f"output={folder}")
+    told = "text.short lacks 1 shard and cannot be used until encode --columns text.short has made the rest"
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert json.loads((folder / "summary.json").read_text())["incomplete"] == {"text.short": 1}
+
+
+def test_captions_of_other_keys_are_refused_before_anything_is_made(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, keys = tmp_path / "shards", Dataset.open(shards).index("64x64x8")["key"].to_pylist()
+    shutil.copytree(shards, folder)
+    captions = f"text_encoder.captions={written_captions(tmp_path / 'new.jsonl', {'a.mp4': 'a', 'b.mp4': 'b'})}"
+    column = ["--columns", "text.new"]
+    for settings in ([*column, f"output={folder}"], [f"output={tmp_path / 'whole'}", *SMALL]):
+        for dry in ([], ["--dry-run"]):
+            encode("--input", "shapes", *settings, *dry, captions, status=2)
+            told = capsys.readouterr().err.splitlines()[-1]
+            assert "new.jsonl has the caption of none of these clips: expected the dataset's keys, such as " in told
+            assert told.rpartition(" ")[2] in keys
+    assert not (folder / "64x64x8" / "text.new").exists() and not any(tmp_path.glob("whole/*/latents"))

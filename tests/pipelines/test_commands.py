@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from pipelines.command import run
+from shards.errors import DatasetError, StoreError
 from tests.running import ROOT
 
 COMMANDS = sorted(path.stem for path in (ROOT / "pipelines").glob("*.py") if "__main__" in path.read_text())
@@ -18,6 +20,18 @@ def test_a_command_says_what_it_is_for(name: str) -> None:
     command = [sys.executable, "-m", f"pipelines.{name}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and f"usage: {name}.py" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"), [(DatasetError, 2, "error: s3://a\n"), (StoreError, 1, "failed: s3://a\n")]
+)
+def test_a_store_that_fails_is_no_mistake_of_the_user(
+    error: type[Exception], status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(arguments: object) -> None:
+        raise error("s3://a")
+
+    assert run(main) == status and capsys.readouterr().err == told
 
 
 def test_the_encode_command_leaves_models_to_its_workers() -> None:

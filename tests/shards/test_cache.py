@@ -12,7 +12,7 @@ import xxhash
 from shards import object_store
 from shards.cache import TarCache
 from shards.dataset import Dataset
-from shards.errors import DatasetError, ShardError
+from shards.errors import DatasetError, ShardError, StoreError
 from shards.loader import DataConfig, Loader
 from shards.order import SampleOrder
 from shards.schema import LATENTS
@@ -143,12 +143,12 @@ def test_after_a_failed_download_one_tries_at_a_time(put, tmp_path, monkeypatch)
         time.sleep(0.005)
         inside.release()
         if len(calls) < 8:
-            raise DatasetError("the store is silent")
+            raise StoreError("the store is silent")
         fetch(path, target)
 
     def work() -> None:
         while True:
-            with suppress(DatasetError):
+            with suppress(StoreError):
                 found.append(read(TarCache(str(tmp_path), 10**6), tar))
                 return
 

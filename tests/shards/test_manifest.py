@@ -123,10 +123,21 @@ def test_a_text_column_counts_once_every_latent_shard_has_it(build, samples):
     os.unlink(commit_path(root / SIZE / "text.new", 1))
     compact(root, {})
     assert Dataset.open(root).columns(SIZE) == [LATENTS, "text.t5"]
+    with pytest.raises(DatasetError, match=f"{root}: text.new lacks 1 shard and cannot be used until encode --columns"):
+        Dataset.open(root, text=["text.t5", "text.new"])
     os.unlink(commit_path(root / SIZE / "text.t5", 0))
     with pytest.raises(DatasetError, match=r"no complete text column: .*'text.t5': 1.* of 2 shards"):
         compact(root, {})
     assert Dataset.open(root).columns(SIZE) == [LATENTS, "text.t5"]  # the last manifest stands
+
+
+def test_a_text_column_that_a_bucket_lacks_altogether_is_incomplete(build):
+    root = build({SIZE: [3, 2], LONG: [1, 1]}, texts=["t5", "new"])
+    shutil.rmtree(root / LONG / "text.new")
+    compact(root, {})
+    with pytest.raises(DatasetError, match="text.new lacks 2 shards"):
+        Dataset.open(root, text="text.new")
+    assert Dataset.open(root, buckets=[SIZE], text="text.new").columns(SIZE) == [LATENTS, "text.new"]
 
 
 def test_columns_that_disagree_are_refused(build, samples):

@@ -9,10 +9,12 @@ import boto3
 import numpy as np
 import pytest
 import s3fs
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from shards import storage
 from shards.dataset import Dataset, create_dataset, ensure_fingerprint
-from shards.errors import DatasetError, ShardError
+from shards.errors import DatasetError, ShardError, StoreError
 from shards.loader import DataConfig, Loader
 from shards.order import SampleOrder
 from shards.schema import LATENTS
@@ -247,5 +249,28 @@ def test_what_the_store_refuses_is_one_clear_line(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(DatasetError, match="the store answers 'Could not connect to the endpoint URL"):
+    with pytest.raises(StoreError, match="the store answers 'Could not connect to the endpoint URL"):
         Dataset.open(bucket)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("AccessDenied", DatasetError),
+        ("SignatureDoesNotMatch", DatasetError),
+        ("SlowDown", StoreError),
+        ("InternalError", StoreError),
+        ("RequestTimeout", StoreError),  # of which fsspec leaves no word
+    ],
+)
+def test_what_may_go_well_another_time_is_told_from_what_will_not(code, error, bucket, monkeypatch):
+    async def failing(*_, **__):
+        raise translate_boto_error(ClientError({"Error": {"Code": code, "Message": code}}, "GetObject"))
+
+    create_exclusive(place(bucket) / "a", b"content")
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", failing)
+    answer = {"RequestTimeout": "FSTimeoutError"}.get(code, code)
+    with pytest.raises(error, match=f"{bucket}/a: the store answers .*{answer}"):
+        storage.read(place(bucket) / "a")
+    with pytest.raises(error, match=f"{bucket}/b: the store answers .*{answer}"):
+        create_exclusive(place(bucket) / "b", b"content")

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from shards.errors import DatasetError
+from shards.errors import DatasetError, StoreError
 from shards.schema import Bucket
 from stages import execute
 from stages.columns import Decoded, ShardReport
@@ -50,6 +50,21 @@ class Worker:
 class Refusing:
     def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
         raise DatasetError(f"shard {plan.number} is not ours")
+
+
+class Unlucky(Worker):
+    """An object store fails its shard 1, after the first clip, ``failures`` times."""
+
+    def __init__(self, folder: Path, failures: int):
+        super().__init__(folder)
+        self.failures = failures
+
+    def make_shard(self, plan: ShardPlan, decoded: Decoded) -> ShardReport:
+        if plan.number == 1 and self.failures:
+            self.failures -= 1
+            next(decoded)
+            raise StoreError("s3://bucket/shard: no answer")
+        return super().make_shard(plan, decoded)
 
 
 class Slow(Worker):
@@ -117,12 +132,21 @@ def test_the_shard_of_a_worker_that_died_is_made_again(ray: None, plans: list[Sh
 
 
 def test_a_shard_that_always_ends_its_worker_stops_the_job(ray: None, plans: list[ShardPlan], tmp_path: Path) -> None:
-    with pytest.raises(WorkError, match="shard 1 of 32x32x4 ended its worker 2 times") as caught:
+    with pytest.raises(WorkError, match="shard 1 of 32x32x4 failed 2 times") as caught:
         reports(partial(Worker, tmp_path, 99), plans)
     end = time.monotonic() + 30
     while any(psutil.pid_exists(int(path.name.partition("-")[2])) for path in tmp_path.glob("worker-*")):
         assert time.monotonic() < end, f"a worker is left by {caught.value}"
         time.sleep(0.05)
+
+
+def test_a_shard_that_an_object_store_fails_is_made_again_by_the_same_worker(
+    ray: None, plans: list[ShardPlan], tmp_path: Path
+) -> None:
+    assert reports(partial(Unlucky, tmp_path, ATTEMPTS - 1), plans) == expected()
+    assert len(list(tmp_path.glob("worker-*"))) == 2
+    with pytest.raises(WorkError, match="shard 1 of 32x32x4 failed 2 times: s3://bucket/shard: no answer"):
+        reports(partial(Unlucky, tmp_path, ATTEMPTS), plans)
 
 
 def test_what_a_worker_raises_reaches_the_driver_as_it_is(ray: None, plans: list[ShardPlan]) -> None:
