@@ -27,7 +27,7 @@ from shards.writer import commit_path, committed_numbers, read_commit
 from stages import execute
 from stages.captions import Captions
 from stages.columns import Target
-from stages.encode_config import CAPTIONS, EncodeConfig, Models, latents_fingerprint, read_rows, text_fingerprint
+from stages.encode_config import CAPTIONS, EncodeConfig, Identities, latents_fingerprint, read_rows, text_fingerprint
 from stages.errors import ConfigError, WorkError
 from stages.execute import Worker
 from stages.output import save_settings, save_summary
@@ -53,27 +53,27 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
     """
     started = time.perf_counter()
     config = config.located()
-    models = Models.of(config)
+    identities = Identities.of(config)
     rows, videos = read_rows(config)
     root = create_dataset(output_of(config), config.name)
     planned = Plan(root)
     sizes = shard_sizes(planned.parts(SHARD_FIELDS))
     check_captions(config, planned)
-    _targets(root, config, models, sizes)  # a fingerprint is refused before anything is planned
+    _targets(root, config, identities, sizes)  # a fingerprint is refused before anything is planned
     outcomes = read_outcomes(root, sizes) if retry else {}
     with execute.running(config.runtime):
         for part in plan_rows(rows, videos, config, planned, outcomes, retry):
             planned.append(part)
             sizes |= shard_sizes([part])
         check_captions(config, planned)
-        latents, texts = _targets(root, config, models, sizes)
+        latents, texts = _targets(root, config, identities, sizes)
         if not latents.fingerprints:
             none = f"no clip can be encoded: {rejects_of(counts(planned, {}))}"
             raise WorkError(f"{none}; see data.metadata, data.videos, data.filter and clip")
         save_settings(root, config)
-        made_latents = _make_latents(config, models, latents, planned, sizes, videos)
+        made_latents = _make_latents(config, identities, latents, planned, sizes, videos)
         outcomes = read_outcomes(root, sizes)
-        made_text = _make_text(config, models, texts, text_left(root, texts.column, sizes, outcomes))
+        made_text = _make_text(config, identities, texts, text_left(root, texts.column, sizes, outcomes))
     return _finish(root, counts(planned, outcomes), [made_latents, made_text], started)
 
 
@@ -87,14 +87,14 @@ def encode_text(config: EncodeConfig) -> dict[str, Any]:
     config = config.located()
     root = storage.place(output_of(config))
     read_header(root)
-    models, planned = Models.of(config), Plan(root)
+    identities, planned = Identities.of(config), Plan(root)
     sizes = shard_sizes(planned.parts(SHARD_FIELDS))
     check_captions(config, planned)
-    _, texts = _targets(root, config, models, sizes, text_only=True)
-    save_settings(root, config, f"config.{texts.column}")
+    _, texts = _targets(root, config, identities, sizes, text_only=True)
+    save_settings(root, config, f"config.{texts.column}.yaml")
     outcomes = read_outcomes(root, sizes)
     with execute.running(config.runtime):
-        made = _make_text(config, models, texts, text_left(root, texts.column, sizes, outcomes))
+        made = _make_text(config, identities, texts, text_left(root, texts.column, sizes, outcomes))
     return _finish(root, counts(planned, outcomes), [made], started)
 
 
@@ -154,12 +154,12 @@ def rejects_of(totals: Totals) -> str:
 
 
 def _targets(
-    root: storage.Place, config: EncodeConfig, models: Models, sizes: Sizes, text_only: bool = False
+    root: storage.Place, config: EncodeConfig, identities: Identities, sizes: Sizes, text_only: bool = False
 ) -> tuple[Target, Target]:
     """Where latents and text of the planned buckets go, their fingerprints recorded, or compared with those there."""
     buckets = sorted({Bucket.parse(name) for name, _ in sizes})
-    latents = {bucket: latents_fingerprint(config, models.vae, bucket) for bucket in buckets if not text_only}
-    text = dict.fromkeys(buckets, text_fingerprint(config, models.text))
+    latents = {bucket: latents_fingerprint(config, identities.vae, bucket) for bucket in buckets if not text_only}
+    text = dict.fromkeys(buckets, text_fingerprint(config, identities.text))
     columns = {LATENTS: latents, text_column(config.text_encoder.column): text}
     return tuple(  # type: ignore[return-value]
         Target(
@@ -172,18 +172,18 @@ def _targets(
 
 
 def _make_latents(
-    config: EncodeConfig, models: Models, target: Target, planned: Plan, sizes: Sizes, videos: str
+    config: EncodeConfig, identities: Identities, target: Target, planned: Plan, sizes: Sizes, videos: str
 ) -> Progress:
     done = _committed(target.dataset, LATENTS, sizes)
     left = {shard: clips for shard, clips in sizes.items() if shard not in done}
-    make_worker = partial(_latent_worker, config.vae, models.vae, target, config.runtime.threads)
+    make_worker = partial(_latent_worker, config.vae, identities.vae, target, config.runtime.threads)
     return _make(config, target.column, left, shard_plans(planned.parts(), videos, done), make_worker)
 
 
-def _make_text(config: EncodeConfig, models: Models, target: Target, left: Sizes) -> Progress:
+def _make_text(config: EncodeConfig, identities: Identities, target: Target, left: Sizes) -> Progress:
     plans = (ShardPlan(Bucket.parse(bucket), number, ()) for bucket, number in left)
     reuse = {bucket: _same_encoder(target, bucket) for bucket in target.fingerprints}
-    make_worker = partial(_text_worker, config.text_encoder, models.text, target, reuse, config.runtime.threads)
+    make_worker = partial(_text_worker, config.text_encoder, identities.text, target, reuse, config.runtime.threads)
     if not left and not storage.exists(null_text_path(target.dataset, target.column)):
         make_worker()  # a worker begins with the null text
     return _make(config, target.column, left, plans, make_worker)

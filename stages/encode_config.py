@@ -89,14 +89,14 @@ def _located_model(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Models:
+class Identities:
     """What is recorded of the VAE and of the text encoder."""
 
     vae: dict[str, Any]
     text: dict[str, Any]
 
     @classmethod
-    def of(cls, config: EncodeConfig) -> "Models":
+    def of(cls, config: EncodeConfig) -> "Identities":
         """Raises ConfigError for frames that the VAE cannot halve down to whole latents."""
         vae = vae_identity(config.vae.name)
         factor = vae["spatial_factor"]

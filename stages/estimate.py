@@ -29,7 +29,7 @@ from stages.encode import (
     shard_sizes,
     text_left,
 )
-from stages.encode_config import EncodeConfig, Models, read_rows
+from stages.encode_config import EncodeConfig, Identities, read_rows
 from stages.latent_worker import exact, load_vae
 from stages.planning.plan import Plan, ShardPlan, counts, shard_plans
 from stages.text_worker import load_text_encoder
@@ -45,7 +45,7 @@ def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
     Times and memory are those of one worker with a few of the clips, and hold for machines like its own.
     """
     config = config.located()
-    models = Models.of(config)
+    identities = Identities.of(config)
     rows, videos = read_rows(config)
     root = storage.place(output_of(config))
     with tempfile.TemporaryDirectory() as folder, execute.running(config.runtime):
@@ -64,7 +64,7 @@ def describe(config: EncodeConfig, retry: Sequence[str] = ()) -> str:
         if totals.pending:
             first = next(shard_plans(planned.parts(), videos, outcomes))
             left = {shard: clips for shard, clips in sizes.items() if shard not in outcomes}
-            lines += _estimate(config, models, left, _measure(config, first))
+            lines += _estimate(config, identities, left, _measure(config, first))
     return "\n".join(lines)
 
 
@@ -155,7 +155,7 @@ def _free_bytes(output: str) -> int | None:
     return shutil.disk_usage(there).free
 
 
-def _estimate(config: EncodeConfig, models: Models, left: Sizes, speeds: _Speeds) -> list[str]:
+def _estimate(config: EncodeConfig, identities: Identities, left: Sizes, speeds: _Speeds) -> list[str]:
     """Bytes of each bucket, and hours: decoding and the VAE run side by side, then comes the text."""
     clips_of: Counter[str] = Counter()
     for (name, _), clips in left.items():
@@ -164,8 +164,8 @@ def _estimate(config: EncodeConfig, models: Models, left: Sizes, speeds: _Speeds
     total = sum(buckets.values())
     lines, whole = [], 0.0
     for bucket, clips in sorted(buckets.items()):
-        latents = clips * sample_bytes(bucket, models.vae) * (2 if config.vae.store_std else 1)
-        text = clips * speeds.text.tokens * models.text["dim"] * 2
+        latents = clips * sample_bytes(bucket, identities.vae) * (2 if config.vae.store_std else 1)
+        text = clips * speeds.text.tokens * identities.text["dim"] * 2
         shards = sum(name == bucket.name for name, _ in left)
         lines.append(
             f"  {bucket}: {clips} clips ({clips / total:.0%}) in {shards} shards, {latents / 1e6:.1f} MB of latents, "

@@ -14,12 +14,11 @@ from models.source import CONFIG_NAME, TOKENIZER_FILES, Part, resolve_model, wei
 from models.weights import CheckpointInfo, find_checkpoint, read_info
 from shards import storage
 from stages.errors import ConfigError
-from stages.output import save_settings, save_summary
+from stages.output import SUMMARY, save_settings, save_summary
 from stages.sampling.checkpoint import check_models, latent_shape
 from stages.sampling.config import SampleConfig
 
 PIPELINE = "LattePipeline"
-SUMMARY = "summary.json"
 FROZEN_PARTS: tuple[Part, ...] = ("vae", "text_encoder", "tokenizer")
 
 

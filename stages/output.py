@@ -13,7 +13,8 @@ from shards import storage
 from stages.errors import ConfigError
 from stages.launched import rank
 
-SUMMARY = "summary.json"
+SETTINGS, SUMMARY = "config.yaml", "summary.json"
+METRICS, SAMPLES = "metrics.jsonl", "samples"  # of a training
 
 
 def output_folder(path: str) -> Path:
@@ -34,13 +35,13 @@ def write_text(path: storage.Place, text: str) -> None:
         file.write(text.encode())
 
 
-def save_settings(folder: storage.Place, config: Any, name: str = "config") -> None:
-    """The resolved config as NAME.yaml."""
-    write_text(folder / f"{name}.yaml", settings_text(config))
+def save_settings(folder: storage.Place, config: Any, name: str = SETTINGS) -> None:
+    """The resolved config, as a file that ``--config`` reads back."""
+    write_text(folder / name, settings_text(config))
 
 
 def settings_text(config: Any) -> str:
-    """A config dataclass as YAML that ``--config`` reads back."""
+    """A config dataclass as YAML."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
 
 

@@ -21,11 +21,11 @@ from stages.browsing.rejects import Planned, failed_clips, planned, reasons, wit
 from stages.browsing.source_frames import Source, SourceReader
 from stages.browsing.survey import Survey, survey
 from stages.errors import ConfigError, at_least
-from stages.output import output_folder, progress_bar, save_settings, save_summary
+from stages.output import SETTINGS, output_folder, progress_bar, save_settings, save_summary
 from stages.quality import expected_latents, least_and_median
 from stages.shapes.render import VIDEOS_NAME
 
-PAGE, SETTINGS = "browse.html", "config.yaml"
+PAGE = "browse.html"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import yaml
 
 from shards.manifest import differences
 from stages.errors import ConfigError, WorkError
-from stages.output import output_folder, save_settings, settings_text
+from stages.output import SUMMARY, output_folder, save_settings, settings_text
 from stages.training.config import TrainConfig
 
 
@@ -23,7 +23,7 @@ def command(config: TrainConfig, launcher: str, script: Path) -> list[str]:
 
 def finished(config: TrainConfig) -> bool:
     """Whether the run has taken all its steps."""
-    summary = Path(config.output) / "summary.json"
+    summary = Path(config.output) / SUMMARY
     return summary.is_file() and json.loads(summary.read_text())["steps"] == config.train.steps
 
 
@@ -43,7 +43,7 @@ def check_settings(config: TrainConfig) -> None:
 
 def make(config: TrainConfig, launcher: str, script: Path) -> None:
     """Train, or go on where a kill left the run. Raises WorkError where it ends before its last step."""
-    save_settings(output_folder(str(_settings_file(config).parent)), config, _settings_file(config).stem)
+    save_settings(output_folder(str(_settings_file(config).parent)), config, _settings_file(config).name)
     status = _run(command(config, launcher, script))
     if status or not finished(config):
         ended = f"exit status {status}" if status else "all well, but before its last step"

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from stages.errors import ConfigError
-from stages.evaluation.estimate import Estimate, estimate_mean
+from stages.evaluation.intervals import Estimate, estimate_mean
 
 FRAMES = 8
 TEXTS_AT_ONCE = 64

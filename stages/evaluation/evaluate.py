@@ -12,8 +12,8 @@ import av
 from stages.decoding.pyav_reader import probe
 from stages.errors import ConfigError, DecodeError
 from stages.evaluation.config import EvaluateConfig
-from stages.evaluation.estimate import Proportion
 from stages.evaluation.inputs import read_manifest, read_samples, read_settings, read_training
+from stages.evaluation.intervals import Proportion
 from stages.evaluation.measure import Subject, measure
 from stages.evaluation.measured import headlines, plain_numbers
 from stages.evaluation.own_samples import make_samples

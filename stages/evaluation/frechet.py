@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.evaluation.estimate import NORMAL_QUANTILE
+from stages.evaluation.intervals import NORMAL_QUANTILE
 
 LEAST_SAMPLES = 2048
 HALVES = 8

@@ -21,7 +21,7 @@ from shards.loader import Batch, Loader
 from shards.schema import KEY
 from stages.errors import ConfigError
 from stages.evaluation.config import LossConfig
-from stages.evaluation.estimate import Estimate, estimate_means
+from stages.evaluation.intervals import Estimate, estimate_means
 from stages.evaluation.trained import Execution, Trained
 from stages.output import progress_bar
 from stages.training.held_out import fixed_order, noise_levels

@@ -9,6 +9,7 @@ from shards.dataset import Dataset
 from shards.manifest import Manifest
 from stages.errors import ConfigError
 from stages.evaluation.report import Training
+from stages.output import METRICS, SETTINGS, SUMMARY
 
 VALIDATION = "validation_loss"
 VIDEO = ".mp4"
@@ -19,9 +20,9 @@ def read_samples(folder: str) -> dict[str, Any]:
 
     Raises ConfigError unless it lists samples, each with such a file.
     """
-    path = _folder("samples", folder, "sample") / "summary.json"
+    path = _folder("samples", folder, "sample") / SUMMARY
     if not path.is_file():
-        raise ConfigError(f"{folder} has no summary.json: give samples= the output folder of a finished sample")
+        raise ConfigError(f"{folder} has no {SUMMARY}: give samples= the output folder of a finished sample")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         rows: list[dict[str, Any]] = [
@@ -48,9 +49,9 @@ def _video(folder: Path, file: str) -> str:
 
 def read_training(run: str) -> Training:
     """metrics.jsonl of a run's folder. Raises ConfigError where it is absent, empty or damaged."""
-    path = _folder("run", run, "train") / "metrics.jsonl"
+    path = _folder("run", run, "train") / METRICS
     if not path.is_file():
-        raise ConfigError(f"{run} has no metrics.jsonl: give run= the output folder of a training")
+        raise ConfigError(f"{run} has no {METRICS}: give run= the output folder of a training")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()  # of a run that is still writing, or was killed while it did
@@ -77,7 +78,7 @@ def read_manifest(shards: str) -> Manifest:
 
 def read_settings(folder: str) -> str | None:
     """The resolved settings that a command left, as YAML."""
-    file = Path(folder) / "config.yaml"
+    file = Path(folder) / SETTINGS
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 

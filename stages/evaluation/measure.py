@@ -14,11 +14,11 @@ from stages.errors import ConfigError
 from stages.evaluation.clip_score import ClipNetwork, ClipScore, measure_clip_score
 from stages.evaluation.clip_sets import ClipSet, real, sampled
 from stages.evaluation.config import EvaluateConfig
-from stages.evaluation.estimate import estimate_mean
 from stages.evaluation.features import FeatureNetwork, in_spreads, latent_moments
 from stages.evaluation.frechet import FrechetDistance, measure_frechet
 from stages.evaluation.held_out_loss import comparable, measure_loss
 from stages.evaluation.inputs import read_samples
+from stages.evaluation.intervals import estimate_mean
 from stages.evaluation.measured import Beside, Measured
 from stages.evaluation.motion import MEASURES, measure_clip
 from stages.evaluation.nearest import measure_nearest, signature

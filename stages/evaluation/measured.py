@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stages.evaluation.clip_score import ClipScore
-from stages.evaluation.estimate import Estimate
 from stages.evaluation.frechet import FrechetDistance
 from stages.evaluation.held_out_loss import HeldOutLoss
+from stages.evaluation.intervals import Estimate
 from stages.evaluation.nearest import Nearest
 from stages.page import percent
 

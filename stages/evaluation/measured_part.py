@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from stages.chart import IntervalChart, interval_chart
 from stages.evaluation.clip_score import ClipScore
-from stages.evaluation.estimate import Estimate
 from stages.evaluation.frechet import FrechetDistance
 from stages.evaluation.held_out_loss import Curve, HeldOutLoss
+from stages.evaluation.intervals import Estimate
 from stages.evaluation.measured import Beside, Measured, interval_in_words
 from stages.evaluation.nearest import Nearest, Pair
 from stages.page import percent

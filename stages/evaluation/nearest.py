@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool3d
 from shards.dataset import Dataset
 from shards.memory import empty_rows
 from shards.schema import KEY, LATENTS, MEAN, Bucket
-from stages.evaluation.estimate import Estimate, Proportion, estimate_mean
+from stages.evaluation.intervals import Estimate, Proportion, estimate_mean
 from stages.output import progress_bar
 from stages.training.held_out import draw_clips
 

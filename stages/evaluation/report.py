@@ -9,7 +9,7 @@ from pathlib import Path
 from shards.manifest import Manifest
 from shards.schema import LATENTS
 from stages.chart import Chart, line_chart
-from stages.evaluation.estimate import Proportion
+from stages.evaluation.intervals import Proportion
 from stages.evaluation.measured import Measured
 from stages.evaluation.measured_part import measured_part
 from stages.evaluation.training_samples import TrainingSamples

@@ -16,9 +16,8 @@ from shards.dataset import Dataset
 from shards.loader import DataConfig
 from shards.manifest import read_header
 from stages.errors import ConfigError
+from stages.output import SETTINGS
 from stages.training.held_out import ValidationConfig, open_clips
-
-SETTINGS = "config.yaml"
 
 
 @dataclass(frozen=True)

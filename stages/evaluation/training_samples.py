@@ -10,10 +10,10 @@ from PIL import Image
 from models.identity import vae_identity
 from models.vae import FrozenVAE
 from shards.latent_rgb import to_rgb
+from stages.output import SAMPLES
 from stages.page import mp4_uri
 from stages.sampling.sampled_latents import SampledLatents
 
-FOLDER = "samples"
 MOST_STEPS = 6
 MOST_PROMPTS = 4
 LONGER_SIDE_PX = 160
@@ -47,7 +47,7 @@ def read_training_samples(run: str, pretrained_model_path: str, rgb_map: list[li
     They are decoded by the VAE at ``pretrained_model_path`` where it is theirs; otherwise shown as the dataset's map
     from latents to colours sees them, if it has one. Raises ConfigError for a file that holds no samples.
     """
-    files = sorted((Path(run) / FOLDER).glob("step-*.safetensors"))
+    files = sorted((Path(run) / SAMPLES).glob("step-*.safetensors"))
     if not files:
         return None
     picked = [files[place] for place in evenly(len(files), MOST_STEPS)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.evaluation.estimate import Proportion
+from stages.evaluation.intervals import Proportion
 from stages.shapes.render import BACKGROUND, COLOURS, DIRECTIONS, SHAPES, held_out, parse_caption, shape_coverage
 from stages.video import read_frames
 

@@ -37,10 +37,10 @@ from shards import storage
 from shards.manifest import differences
 from stages.engine import WEIGHTS, Engine, Ranks, from_main
 from stages.errors import ConfigError, WorkError
+from stages.output import SETTINGS
 from stages.training.guard import Guard
 
 TRAINING = "training.json"
-SETTINGS = "config.yaml"
 MILESTONES = "milestones"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # Settings that change no step to come beyond rounding, or that `resume_point` looks after.

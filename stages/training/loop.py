@@ -18,18 +18,17 @@ from models.weights import CheckpointInfo
 from shards.loader import Batch
 from stages.engine import Engine, Ranks, largest_over_ranks
 from stages.errors import WorkError
+from stages.output import SAMPLES
 from stages.sampling.sampled_latents import SampledLatents
 from stages.training.checkpoint import Checkpoints, Progress
 from stages.training.config import TrainConfig
 from stages.training.loss import LatentLoss
 from stages.training.optimizer import lr_share
 from stages.training.prompts import Prompts
-from stages.training.runlog import RunLog, Stopwatch, peak_memory_gb
+from stages.training.runlog import Rates, RunLog, peak_memory_gb
 from stages.training.source import Source
 from stages.training.stopping import REASONS, StopRequests
 from stages.training.validate import HeldOut
-
-SAMPLES = "samples"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
     loss_of = _loss_of(run)
     if run.prompts and log:
         _show(run, run.prompts, "sampled_clips", run.prompts.clips, progress.step, log)
-    watch, stop, saved_step = Stopwatch(run.ranks.device), 0, progress.step
+    rates, stop, saved_step = Rates(run.ranks.device), 0, progress.step
     with closing(run.checkpoints), closing(source.loader.batches(progress.step, settings.steps)) as batches:
         while progress.step < settings.steps:
             # Read.
@@ -81,7 +80,7 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             # Step.
             step = _step(run, loss_of, batch, progress)
             samples = source.order.batch_size[batch.bucket.name]
-            watch.add(run.model.config, batch, samples, waited_s)
+            rates.add(run.model.config, batch, samples, waited_s)
             guard = progress.guard.after(step.norm, config.optimizer)
             progress = progress.after(progress.step + 1, progress.samples_seen + samples, guard)
             done, last = progress.step, progress.step == settings.steps
@@ -91,19 +90,19 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
             if step.norm is None:
                 _tell_skipped(run, progress, step.loss)
             elif last or validates or done % settings.log_every == 0:
-                metrics = _metrics(run, progress, step, watch)
+                metrics = _metrics(run, progress, step, rates)
                 if run.held_out and validates:
                     metrics |= run.held_out.losses(run.engine.module, loss_of)
                 if log:
                     log.attempt(log.write, metrics)
-                watch = Stopwatch(run.ranks.device)
+                rates = Rates(run.ranks.device)
 
             # Sample.
             if run.prompts and (last or done % run.prompts.every == 0):
                 sampled = run.prompts.sample(run.model, run.info, source.null_text, done)
                 if sampled and log:
                     log.attempt(_keep, run, run.prompts, sampled, log)
-                watch = Stopwatch(run.ranks.device)
+                rates = Rates(run.ranks.device)
 
             # Save.
             if done % settings.save_every == 0:
@@ -197,7 +196,7 @@ def _some(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _metrics(run: Run, progress: Progress, step: Step, watch: Stopwatch) -> dict[str, Any]:
+def _metrics(run: Run, progress: Progress, step: Step, rates: Rates) -> dict[str, Any]:
     """Of the step that ``progress`` has come to."""
     config, number = run.config, progress.step - 1
     metrics: dict[str, Any] = {
@@ -207,7 +206,7 @@ def _metrics(run: Run, progress: Progress, step: Step, watch: Stopwatch) -> dict
         "gradient_norm": step.norm,
         "clip_norm": step.clip_norm if math.isfinite(step.clip_norm) else None,
         "skipped_steps": progress.guard.skipped_steps,
-        **watch.report(),
+        **rates.report(),
         "peak_memory_gb": peak_memory_gb(),
     }
     return metrics | {"sample_ids": run.source.loader.keys(number)} if config.train.log_sample_ids else metrics

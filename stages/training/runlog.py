@@ -20,6 +20,7 @@ from shards import storage
 from shards.loader import Batch
 from stages.animation import encode_animation
 from stages.errors import WorkError
+from stages.output import METRICS
 
 
 def peak_memory_gb() -> float:
@@ -29,7 +30,7 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-class Stopwatch:
+class Rates:
     """Rates since it was made, and the share of the time spent waiting for data.
 
     Clips and tokens are those of all ranks. ``mfu``, model FLOPs utilisation, is of this rank's device: the arithmetic
@@ -70,7 +71,7 @@ class RunLog:
     def __init__(self, run: Path, start_step: int, total_steps: int):
         self.failure: WorkError | None = None  # for all ranks to hear of before the next step
         self._run = run
-        self._path = run / "metrics.jsonl"
+        self._path = run / METRICS
         self._total = total_steps
         self._started = time.perf_counter()
         self._start_step = start_step

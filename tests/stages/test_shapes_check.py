@@ -7,7 +7,7 @@ import pytest
 
 from models.vae import FrozenVAE
 from stages.errors import ConfigError
-from stages.evaluation.estimate import Proportion
+from stages.evaluation.intervals import Proportion
 from stages.shapes.check import Observed, check_file, check_video, score
 from stages.shapes.render import (
     COLOURS,

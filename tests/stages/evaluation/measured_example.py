@@ -1,9 +1,9 @@
 """Made-up numbers of everything that can be measured."""
 
 from stages.evaluation.clip_score import ClipScore
-from stages.evaluation.estimate import Estimate, Proportion
 from stages.evaluation.frechet import FrechetDistance
 from stages.evaluation.held_out_loss import Curve, HeldOutLoss
+from stages.evaluation.intervals import Estimate, Proportion
 from stages.evaluation.measured import Beside, Measured
 from stages.evaluation.motion import MEASURES
 from stages.evaluation.nearest import Nearest, Pair

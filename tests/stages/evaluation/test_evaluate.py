@@ -14,8 +14,8 @@ from pipelines.evaluate import main
 from shards.errors import DatasetError
 from stages.errors import ConfigError
 from stages.evaluation.config import EvaluateConfig
-from stages.evaluation.estimate import Proportion
 from stages.evaluation.evaluate import evaluate, result_lines
+from stages.evaluation.intervals import Proportion
 from stages.evaluation.report import Clip
 from stages.shapes.check import Observed
 from stages.shapes.render import Combination, caption, combinations, held_out, seen

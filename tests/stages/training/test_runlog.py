@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from shards.loader import Batch
 from shards.schema import Bucket
 from stages.training import runlog
-from stages.training.runlog import RunLog, Stopwatch
+from stages.training.runlog import Rates, RunLog
 from tests.models.networks import SMALL
 from tests.models.test_flops import counted
 
@@ -40,12 +40,12 @@ def test_rates_of_all_ranks_and_the_use_of_this_ranks_device(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runlog, "peak_flops_per_s", lambda device: PEAK_FLOPS_PER_S)
-    watch = Stopwatch(torch.device("cpu"))
+    rates = Rates(torch.device("cpu"))
     for _ in range(2):
-        watch.add(SMALL, batch(), clips=8, waited_s=0.5)
+        rates.add(SMALL, batch(), clips=8, waited_s=0.5)
     clock[0] += 4
     flops_of_a_step = counted(SMALL, SHAPE, LENGTHS)[1]
-    assert watch.report() == {
+    assert rates.report() == {
         "clips_per_s": 4.0,
         "tokens_per_s": 4.0 * 3 * 2 * 3,
         "data_wait_share": 0.25,
@@ -54,9 +54,9 @@ def test_rates_of_all_ranks_and_the_use_of_this_ranks_device(
 
 
 def test_a_device_without_a_known_peak_has_no_mfu(clock: list[float]) -> None:
-    watch = Stopwatch(torch.device("cpu"))
+    rates = Rates(torch.device("cpu"))
     clock[0] += 1
-    assert watch.report()["mfu"] is None
+    assert rates.report()["mfu"] is None
 
 
 def test_a_video_in_tensorboard_is_a_gif_of_its_frames_at_its_rate(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.evaluation.estimate import Proportion, estimate_mean, estimate_means
+from stages.evaluation.intervals import Proportion, estimate_mean, estimate_means
 
 
 def test_an_interval_is_that_of_the_central_limit_theorem() -> None:
