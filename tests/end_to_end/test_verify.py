@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.command import run as run_command
 from pipelines.verify import main
-from shards.dataset import Dataset
+from shards.dataset import Dataset, create_dataset
 from shards.manifest import read_json
 
 BUCKET = "64x64x8"
@@ -98,13 +98,20 @@ def test_a_dry_run_reads_no_shard(copy: Path, capsys: pytest.CaptureFixture[str]
         (["no/such/folder"], "does not exist"),
         (["COPY", "vae=tiny"], "for --repair alone"),
         (["COPY", "--repair", "--config", "no.yaml"], "no config file at no.yaml"),
+        (["COPY", "--repair", "vae.nmae=tiny"], "did you mean 'vae.name'"),
+        (["COPY", "--repair", "--dry-run", "vae.nmae=tiny"], "did you mean 'vae.name'"),
+        (["NEW", "--repair"], "new/config.yaml: give --config"),
+        (["STORE", "--repair"], "a repair works on a local folder"),
         (["COPY", "--reapir"], "unknown option '--reapir'"),
     ],
 )
-def test_mistakes_are_one_clear_line(
-    arguments: list[str], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
+def test_mistakes_are_one_clear_line_before_anything_is_read(
+    arguments: list[str], message: str, copy: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copy / "manifest.json").write_text("{")
-    assert run_command(main, [text.replace("COPY", str(copy)) for text in arguments]) == 2
-    (told,) = capsys.readouterr().err.splitlines()[-1:]
-    assert told.startswith("error: ") and message in told
+    places = {"COPY": copy, "NEW": create_dataset(tmp_path / "new", "a"), "STORE": create_dataset(bucket, "a")}
+    capsys.readouterr()
+    assert run_command(main, [str(places.get(text, text)) for text in arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 1
+    assert told.err.startswith("error: ") and message in told.err
