@@ -104,7 +104,7 @@ def find_checkpoint(path: str | Path, or_else: str = "") -> Path:
 
     or_else: what the caller would open as well, for the message where there is none.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if (path / INFO).is_file():
         return path
     whole = checkpoints_of(path)

@@ -21,14 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shards, *settings = options.settings or [""]
     if settings and not options.repair:
         raise ConfigError(f"found {settings[0]!r}: settings are those of the encode, for --repair alone")
+    described, _ = describe(shards)
+    if options.repair:  # before hours of reading
+        root = local_folder(shards)
+        config = load_config(EncodeConfig, options.config or root / "config.yaml", settings, {"output": shards})
     if options.dry_run:
-        print(describe(shards)[0])
+        print(described)
         return
     checked = check(shards)
     if options.repair and checked.faults:
         print(checked)
-        root = local_folder(shards)
-        config = load_config(EncodeConfig, options.config or root / "config.yaml", settings, {"output": shards})
         print("\n".join(repair(root, checked.faults, config)))
         checked = check(shards)
     if checked.faults:

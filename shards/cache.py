@@ -79,7 +79,7 @@ class TarCache(FileCache):
 
     def __init__(self, folder: str, limit_bytes: int):
         default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wisesora"
-        super().__init__(Path(folder) if folder else default, limit_bytes)
+        super().__init__(storage.local_path(folder) if folder else default, limit_bytes)
 
     def read_into(self, tar: Tar, offset: int, buffer: memoryview) -> int:
         """``storage.read_into`` from the local copy of a tar, which is fetched if it is not there."""

@@ -39,7 +39,7 @@ def place(location: Location) -> Place:
         raise DatasetError("no dataset given: expected the path of a folder, or a URL such as s3://bucket/dataset")
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text)
     if not scheme:
-        return Path(text)
+        return local_path(location) if isinstance(location, str) else Path(text)
     try:
         return object_store.open_url(text)
     except ValueError as error:
@@ -47,6 +47,11 @@ def place(location: Location) -> Place:
             f"{text!r}: {scheme.group()} is not supported, expected the path of a local folder (write ./{text} for a "
             "folder of that name) or a URL such as s3://bucket/dataset"
         ) from error
+
+
+def local_path(text: str) -> Path:
+    """A local path as it was typed: ``~`` is the user's home, as a shell has it. In a Path it is a plain name."""
+    return Path(os.path.expanduser(text))
 
 
 def make_folder(folder: Place) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from models.identity import text_encoder_identity, vae_identity
 from models.text_lengths import LENGTHS
+from shards import storage
 from shards.schema import SCHEMA_VERSION, Bucket
 from stages.captions import captions_hash
 from stages.columns import TextConfig, VaeConfig
@@ -71,7 +72,7 @@ class EncodeConfig:
         vae = replace(self.vae, name=_located_model(self.vae.name))
         text = replace(self.text_encoder, captions=_located(self.text_encoder.captions))
         text = replace(text, name=_located_model(text.name))
-        return replace(self, data=data, vae=vae, text_encoder=text)
+        return replace(self, output=_located(self.output), data=data, vae=vae, text_encoder=text)
 
     @property
     def planning(self) -> PlanConfig:
@@ -79,12 +80,12 @@ class EncodeConfig:
 
 
 def _located(path: str) -> str:
-    return path if not path or "://" in path else os.path.abspath(path)
+    return path if not path or "://" in path else os.path.abspath(storage.local_path(path))
 
 
 def _located_model(name: str) -> str:
     """A folder's whole path; a hub id and ``tiny`` stay."""
-    path = os.path.abspath(os.path.expanduser(name))
+    path = _located(name)
     return path if name != "tiny" and os.path.isdir(path) else name
 
 

@@ -161,7 +161,7 @@ def _free_folder(path: str) -> Path:
     """The output folder, if it may be written. Raises ConfigError where it holds something else."""
     if not path:
         raise ConfigError("output is not set: give --output FOLDER")
-    folder = Path(path).absolute()
+    folder = storage.local_path(path).absolute()
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_export(folder))):
         raise ConfigError(f"{folder} exists and is no former export: give another --output, or remove it")
     return folder

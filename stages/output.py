@@ -21,7 +21,7 @@ def output_folder(path: str) -> Path:
     """The folder, made when absent. Raises ConfigError when it cannot be written."""
     if not path:
         raise ConfigError("output is not set: give output=FOLDER")
-    folder = Path(path)
+    folder = storage.local_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

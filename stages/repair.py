@@ -99,8 +99,8 @@ class _SetAside:
 
     def __init__(self, root: Path):
         self._root = root
-        number = len(storage.list_folder(root / SET_ASIDE))
-        self._folder = root / SET_ASIDE / f"{number:03d}"
+        numbers = [int(name) for name in storage.list_folder(root / SET_ASIDE) if name.isdecimal()]
+        self._folder = root / SET_ASIDE / f"{max(numbers, default=-1) + 1:03d}"
         self._taken: list[Path] = []
 
     def take(self, path: Path) -> None:
@@ -127,6 +127,8 @@ class _SetAside:
     @staticmethod
     def _move(source: Path, target: Path) -> None:
         storage.make_folder(target.parent)
+        if target.exists():
+            raise WorkError(f"{target} is there already and is not replaced: let another repair end, then repair again")
         source.rename(target)
         storage.flush(source.parent)
         storage.flush(target.parent)

@@ -13,6 +13,7 @@ from models.flops import count_flops, peak_flops_per_s
 from models.loading import load_into
 from models.transformer import Transformer
 from models.weights import CheckpointInfo, read_null_text
+from shards import storage
 from shards.schema import LATENTS
 from stages.engine import Engine, Ranks, check_shared, from_main, largest_over_ranks, sequence_group, start_ranks
 from stages.output import output_folder, save_settings, save_summary, settings_text
@@ -175,7 +176,7 @@ def _opening(run: Run, progress: Progress) -> str:
 def describe(config: TrainConfig, world: int) -> str:
     """What ``train`` would do, in a few lines."""
     check(config, world)
-    config = settled(config, checkpoint.newest(Path(config.output)) if config.output else None)
+    config = settled(config, checkpoint.newest(storage.local_path(config.output)) if config.output else None)
     readers = world // config.train.sequence_parallel
     config = settle_batches(config, world, room_bytes(world))
     source = open_source(config, 0, readers)

@@ -154,7 +154,7 @@ def _output(config: BrowseConfig, dataset: Dataset) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", os.path.basename(root))
     place = xxhash.xxh3_64_hexdigest(root.encode())[:8]  # another dataset may have that name elsewhere
     output = config.output or os.path.join("outputs", "browse", f"{name}-{place}")
-    inside = os.path.abspath(output)
+    inside = os.path.abspath(storage.local_path(output))
     if os.path.commonpath([inside, root]) == root:
         raise ConfigError(f"output={output} is inside the dataset {dataset.path}: give another folder")
     return output

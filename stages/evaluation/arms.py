@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards import storage
 from shards.dataset import Dataset
 from shards.loader import DataConfig
 from shards.manifest import differences
@@ -56,7 +56,8 @@ class Comparison:
 
     def run_config(self, arm: Arm, seed: int) -> TrainConfig:
         """The settings of one run."""
-        return replace(arm.config, seed=seed, output=str(Path(self.config.output) / arm.name / f"seed-{seed}"))
+        folder = storage.local_path(self.config.output) / arm.name
+        return replace(arm.config, seed=seed, output=str(folder / f"seed-{seed}"))
 
 
 def open_comparison(config: CompareConfig, arms: Mapping[str, TrainConfig]) -> Comparison:

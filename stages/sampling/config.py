@@ -2,10 +2,10 @@
 
 import os
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Literal, TypeVar
 
 from models.samplers import SamplerName
+from shards import storage
 from stages.errors import at_least
 from stages.sampling.prompts import one_each
 
@@ -18,7 +18,8 @@ MOST_TOGETHER = 8
 
 def whole_path(path: str) -> str:
     """Of what is there on this machine; a hub id, a URL and the like as it is."""
-    return str(Path(path).absolute()) if os.path.exists(path) else path
+    local = storage.local_path(path)
+    return str(local.absolute()) if path and os.path.exists(local) else path
 
 
 @dataclass(frozen=True)

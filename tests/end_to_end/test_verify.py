@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.command import run as run_command
 from pipelines.verify import main
-from shards.dataset import Dataset
+from shards import storage
+from shards.dataset import Dataset, create_dataset
 from shards.manifest import read_json
 
 BUCKET = "64x64x8"
@@ -42,11 +43,15 @@ def test_a_repair_gives_the_same_bytes_back_and_deletes_nothing(
     flip(copy / "manifest.json", 300)
     flip(next((copy / "index").iterdir()), 300)
     damaged = content(copy)
+    earlier = copy / "set_aside" / "001" / tars[0][1].relative_to(copy)  # and 000 was removed
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"what an earlier repair found")
     capsys.readouterr()
     assert run_command(main, [str(copy), "--repair", f"data.videos={shards.parent / 'data'}"]) == 0
     told = capsys.readouterr().out
     assert content(copy) == content(shards)
-    (aside,) = (copy / "set_aside").iterdir()
+    assert earlier.read_bytes() == b"what an earlier repair found"
+    aside = copy / "set_aside" / "002"
     assert content(aside).items() <= damaged.items() and str(tars[0][1].relative_to(copy)) in content(aside)
     assert f"fault: {tars[0][1]}: " in told and f"fault: {tars[1][2]}: " in told
     assert "nothing is wrong" in told.splitlines()[-1]
@@ -81,6 +86,21 @@ def test_what_the_encode_refuses_leaves_everything_where_it_was(copy: Path, caps
     assert content(copy) == before
 
 
+def test_what_another_repair_sets_aside_meanwhile_is_not_replaced(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar = sorted((copy / BUCKET / "latents").glob("*.tar"))[1]
+    flip(tar, 700)
+    other = copy / "set_aside" / "000" / tar.relative_to(copy)
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"the other's")
+    before, list_folder = content(copy), storage.list_folder
+    monkeypatch.setattr(storage, "list_folder", lambda at: [] if at.name == "set_aside" else list_folder(at))
+    assert run_command(main, [str(copy), "--repair"]) == 1
+    assert f"failed: {other} is there already and is not replaced" in capsys.readouterr().err
+    assert content(copy) == before and other.read_bytes() == b"the other's"
+
+
 def test_a_dry_run_reads_no_shard(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = sum(path.stat().st_size for path in (copy / BUCKET / "latents").glob("*.tar"))
     for tar in copy.rglob("*.tar"):
@@ -98,13 +118,20 @@ def test_a_dry_run_reads_no_shard(copy: Path, capsys: pytest.CaptureFixture[str]
         (["no/such/folder"], "does not exist"),
         (["COPY", "vae=tiny"], "for --repair alone"),
         (["COPY", "--repair", "--config", "no.yaml"], "no config file at no.yaml"),
+        (["COPY", "--repair", "vae.nmae=tiny"], "did you mean 'vae.name'"),
+        (["COPY", "--repair", "--dry-run", "vae.nmae=tiny"], "did you mean 'vae.name'"),
+        (["NEW", "--repair"], "new/config.yaml: give --config"),
+        (["STORE", "--repair"], "a repair works on a local folder"),
         (["COPY", "--reapir"], "unknown option '--reapir'"),
     ],
 )
-def test_mistakes_are_one_clear_line(
-    arguments: list[str], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
+def test_mistakes_are_one_clear_line_before_anything_is_read(
+    arguments: list[str], message: str, copy: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (copy / "manifest.json").write_text("{")
-    assert run_command(main, [text.replace("COPY", str(copy)) for text in arguments]) == 2
-    (told,) = capsys.readouterr().err.splitlines()[-1:]
-    assert told.startswith("error: ") and message in told
+    places = {"COPY": copy, "NEW": create_dataset(tmp_path / "new", "a"), "STORE": create_dataset(bucket, "a")}
+    capsys.readouterr()
+    assert run_command(main, [str(places.get(text, text)) for text in arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 1
+    assert told.err.startswith("error: ") and message in told.err

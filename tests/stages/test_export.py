@@ -166,11 +166,14 @@ def test_only_an_empty_folder_or_a_former_export_is_written(tmp_path: Path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     source, output = small_run(tmp_path / "run"), tmp_path / "out"
     options = ["--checkpoint", str(source), "--format", "diffusers", "--output", str(output)]
     assert run(main, [*options, "--dry-run"]) == 0
     assert f"of 4 latent frames, into {output}" in capsys.readouterr().out and not output.exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(main, ["--checkpoint", "~/run", "--output", "~/out", "--dry-run"]) == 0
+    assert f"of 4 latent frames, into {output}" in capsys.readouterr().out
     assert run(main, options) == 0
     assert "LatteTransformer3DModel of" in capsys.readouterr().out
     assert run(main, options[2:]) == 2 and run(main, options[:4]) == 2

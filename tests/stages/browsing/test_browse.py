@@ -208,7 +208,9 @@ def test_clips_are_picked_by_the_seed_from_every_bucket(dataset: SmallDataset):
     assert survey(dataset.path, manifest, 0, 4, 0).sums.clips == 4
 
 
-def test_another_vae_is_refused(dataset: SmallDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_another_vae_is_refused(
+    dataset: SmallDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     other = tmp_path / "vae"
     shutil.copytree(TINY_FOLDER / "vae", other)
     config = other / "config.json"
@@ -218,8 +220,10 @@ def test_another_vae_is_refused(dataset: SmallDataset, tmp_path: Path, capsys: p
     (tmp_path / "bare").mkdir()
     assert run(main, [str(tmp_path / "none")]) == run(main, [str(tmp_path / "bare")]) == 2
     assert "expected the output folder of an encode" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="inside the dataset"):
-        browse(BrowseConfig(shards=str(dataset.path), output=str(dataset.path / "latents")))
+    monkeypatch.setenv("HOME", str(dataset.path))
+    for inside in (str(dataset.path / "latents"), "~/latents"):
+        with pytest.raises(ConfigError, match="inside the dataset"):
+            browse(BrowseConfig(shards=str(dataset.path), output=inside))
 
 
 def test_by_default_each_dataset_has_a_page_of_its_own(

@@ -47,12 +47,14 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object, status: int) ->
 
 
 def test_a_dry_run_tells_what_would_be_made_and_what_arms_share(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     arms = {"all": [], "again": ["data.filter=split >= 0"], "half": ["data.filter=split < 0.6"]}
     sizes = ["train.batch_size=null", "train.batch_tokens=256", "train.batch_multiple=1", "train.steps=100"]
-    file = write(tmp_path, shards, arms, settings=[*SETTINGS, f"data.shards={shards}", *sizes])
+    file = write(tmp_path, shards, arms, settings=[*SETTINGS, f"data.shards={shards}", *sizes], output="~/out")
     text = told(capsys, file, "--dry-run", status=0)
+    assert f"{tmp_path}/out/all/seed-0: " in text
     assert "3 arms x 2 seeds" in text and "judged on 12 clips" in text and "(split < 0.2), captions t5" in text
     lines = {name: next(line for line in text.splitlines() if line.startswith(f"{name}: ")) for name in arms}
     assert 'passes, in the order of the first; data.filter is "split >= 0", not ""' in lines["again"]
