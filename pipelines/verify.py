@@ -8,6 +8,7 @@ from pipelines.config import load_config
 from shards.verification.verify import describe
 from stages.encode_config import EncodeConfig
 from stages.errors import ConfigError, WorkError
+from stages.output import SETTINGS
 from stages.repair import check, local_folder, repair
 
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     described, _ = describe(shards)
     if options.repair:  # before hours of reading
         root = local_folder(shards)
-        config = load_config(EncodeConfig, options.config or root / "config.yaml", settings, {"output": shards})
+        config = load_config(EncodeConfig, options.config or root / SETTINGS, settings, {"output": shards})
     if options.dry_run:
         print(described)
         return
