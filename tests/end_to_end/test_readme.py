@@ -13,6 +13,7 @@ import pytest
 
 from models.weights import find_checkpoint, read_info, read_null_text, read_weights, save_checkpoint
 from pipelines.config import load_config
+from shards.dataset import Dataset
 from stages.encode_config import EncodeConfig
 from stages.evaluation.compare_config import CompareConfig
 from stages.evaluation.config import EvaluateConfig
@@ -86,7 +87,8 @@ def test_a_command_of_readme_runs(
     """As it stands but for its folders, on the tiny models; what takes long stops at --dry-run."""
     data = road.shards.parent / "data"
     captions = tmp_path / "short.jsonl"
-    captions.write_text('{"key": "k", "caption": "c"}\n')
+    key = Dataset.open(road.shards).index("64x64x8")["key"][0].as_py()
+    captions.write_text(json.dumps({"key": key, "caption": "c"}))
     (tmp_path / "prompts.txt").write_text("a red ball moves left\n")
     launched, name = re.match(r"(deepspeed pipelines/|python -m pipelines\.)(\w+)", line).groups()
     places = {
