@@ -58,15 +58,13 @@ def encode(config: EncodeConfig, retry: Sequence[str] = ()) -> dict[str, Any]:
     root = create_dataset(output_of(config), config.name)
     planned = Plan(root)
     sizes = shard_sizes(planned.parts(SHARD_FIELDS))
-    check_captions(config, planned)
-    _targets(root, config, identities, sizes)  # a fingerprint is refused before anything is planned
+    _targets(root, config, identities, planned, sizes)  # a fingerprint is refused before anything is planned
     outcomes = read_outcomes(root, sizes) if retry else {}
     with execute.running(config.runtime):
         for part in plan_rows(rows, videos, config, planned, outcomes, retry):
             planned.append(part)
             sizes |= shard_sizes([part])
-        check_captions(config, planned)
-        latents, texts = _targets(root, config, identities, sizes)
+        latents, texts = _targets(root, config, identities, planned, sizes)
         if not latents.fingerprints:
             none = f"no clip can be encoded: {rejects_of(counts(planned, {}))}"
             raise WorkError(f"{none}; see data.metadata, data.videos, data.filter and clip")
@@ -89,8 +87,7 @@ def encode_text(config: EncodeConfig) -> dict[str, Any]:
     read_header(root)
     identities, planned = Identities.of(config), Plan(root)
     sizes = shard_sizes(planned.parts(SHARD_FIELDS))
-    check_captions(config, planned)
-    _, texts = _targets(root, config, identities, sizes, text_only=True)
+    _, texts = _targets(root, config, identities, planned, sizes, text_only=True)
     save_settings(root, config, f"config.{texts.column}.yaml")
     outcomes = read_outcomes(root, sizes)
     with execute.running(config.runtime):
@@ -107,7 +104,7 @@ def output_of(config: EncodeConfig) -> str:
 def check_captions(config: EncodeConfig, planned: Plan) -> None:
     """Raises ConfigError for a file of captions that has none of the clips planned.
 
-    To be asked before a fingerprint records its hash, and so refuses the right file.
+    To be asked before a fingerprint records its hash, which would refuse the right file.
     """
     if config.text_encoder.captions:
         keys = (key for part in planned.parts([KEY]) for key in part[KEY].drop_null().to_pylist())
@@ -154,9 +151,15 @@ def rejects_of(totals: Totals) -> str:
 
 
 def _targets(
-    root: storage.Place, config: EncodeConfig, identities: Identities, sizes: Sizes, text_only: bool = False
+    root: storage.Place,
+    config: EncodeConfig,
+    identities: Identities,
+    planned: Plan,
+    sizes: Sizes,
+    text_only: bool = False,
 ) -> tuple[Target, Target]:
     """Where latents and text of the planned buckets go, their fingerprints recorded, or compared with those there."""
+    check_captions(config, planned)
     buckets = sorted({Bucket.parse(name) for name, _ in sizes})
     latents = {bucket: latents_fingerprint(config, identities.vae, bucket) for bucket in buckets if not text_only}
     text = dict.fromkeys(buckets, text_fingerprint(config, identities.text))
