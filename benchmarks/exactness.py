@@ -22,15 +22,12 @@ import torch
 from diffusers import LatteTransformer3DModel
 
 from benchmarks.table import Row, report
-from models.latents import LatentStats
 from models.loading import load_transformer
-from models.objective import make_objective
 from models.weights import read_info
 from pipelines.config import load_config
 from stages.export import ExportConfig, export
 from stages.training.config import TrainConfig
-from stages.training.loss import LatentLoss
-from stages.training.network import build_model
+from stages.training.network import build_loss, build_model
 from stages.training.optimizer import lr_share
 from stages.training.source import open_source
 from tests.end_to_end.test_overfit import psnr_of_a_clip_learnt_by_heart
@@ -213,15 +210,7 @@ def plain_losses(config: TrainConfig) -> list[float]:
     """The same training in this process, without DeepSpeed: the losses of its steps."""
     source = open_source(config)
     model = build_model(config, source)
-    loss_of = LatentLoss(
-        make_objective(config.objective),
-        LatentStats.of(source.vae),
-        source.null_text,
-        frame_interval_s=1 / source.fps,
-        caption_dropout=config.train.caption_dropout,
-        seed=config.seed,
-        device=torch.device("cpu"),
-    )
+    loss_of = build_loss(config, source, torch.device("cpu"))
     adam = torch.optim.AdamW(model.parameters(), betas=config.optimizer.betas, weight_decay=0)
     found = []
     for step, batch in enumerate(source.loader.batches(0, STEPS)):

@@ -34,12 +34,9 @@ def vae_identity(name: str) -> dict[str, Any]:
 
     Raises WeightsError where there is no VAE of diffusers' AutoencoderKL.
     """
-    folder = resolve_model(name, "vae")
-    config = VAE_DEFAULTS | _read_config(folder)
-    if config.get("_class_name") != VAE_CLASS:
-        raise WeightsError(f"{folder / CONFIG_NAME} describes {config.get('_class_name')}; expected {VAE_CLASS}")
+    config = vae_config(name)
     return {
-        "weights_hash": weights_hash(folder),
+        "weights_hash": weights_hash(resolve_model(name, "vae")),
         "class": VAE_CLASS,
         "latent_channels": config["latent_channels"],
         "spatial_factor": 2 ** (len(config["block_out_channels"]) - 1),
@@ -47,6 +44,15 @@ def vae_identity(name: str) -> dict[str, Any]:
         "scaling_factor": config["scaling_factor"],
         "shift_factor": config["shift_factor"],
     }
+
+
+def vae_config(name: str) -> dict[str, Any]:
+    """The settings of a VAE, an old one's completed by defaults. Raises WeightsError as `vae_identity` does."""
+    folder = resolve_model(name, "vae")
+    config = VAE_DEFAULTS | _read_config(folder)
+    if config.get("_class_name") != VAE_CLASS:
+        raise WeightsError(f"{folder / CONFIG_NAME} describes {config.get('_class_name')}; expected {VAE_CLASS}")
+    return config
 
 
 def text_encoder_identity(name: str, max_tokens: int = 120) -> dict[str, Any]:

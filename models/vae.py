@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
 from models.errors import WeightsError
-from models.identity import vae_identity
+from models.identity import vae_config, vae_identity
 from models.source import resolve_model
 from models.vae_bands import decode_in_bands
 
@@ -160,9 +160,8 @@ def _batches(clips: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 def empty_vae(name: str) -> AutoencoderKL:
     """The network without its weights; raises WeightsError as ``load`` does."""
-    vae_identity(name)
     with torch.device("meta"):
-        return AutoencoderKL.from_config(AutoencoderKL.load_config(resolve_model(name, "vae")))
+        return AutoencoderKL.from_config(vae_config(name))
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> AutoencoderKL:

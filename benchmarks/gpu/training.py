@@ -43,6 +43,9 @@ class Case:
     most_s: float | None = None
     most_gb: float | None = None
 
+    def clips_on(self, machine: Machine) -> Clips:
+        return replace(TOY, batch=self.clips.batch) if machine.toy else self.clips
+
 
 STEPS = (
     Case(Clips(56, 256, 256), least_mfu=0.45, most_s=0.193),
@@ -83,7 +86,7 @@ def measure_from_shards(machine: Machine) -> Iterator[Row]:
     """Steps fed as the trainer feeds them, and how long they wait: 16 frames need the most bytes a second."""
     step = make_step(machine)
     for case in FROM_SHARDS:
-        clips = replace(TOY, batch=case.clips.batch) if machine.toy else case.clips
+        clips = case.clips_on(machine)
         with preferring(fastest_kernel(machine, step.model.config, clips)):
             step_s, waited_s = _fed_step_s(machine, step, clips)
         yield from _speed_rows(machine, step, case, f"{case.clips.name}, from shards", step_s)
@@ -167,7 +170,7 @@ def make_step(machine: Machine, compiled: bool = True) -> TrainingStep:
 
 
 def _case(machine: Machine, step: TrainingStep, case: Case) -> Iterator[Row]:
-    clips = replace(TOY, batch=case.clips.batch) if machine.toy else case.clips
+    clips = case.clips_on(machine)
     name = f"{case.clips.name}, {case.memory}"
     batch = random_batch(clips, step.model.config)
     _set_memory(machine, step, case)
@@ -186,7 +189,7 @@ def _case(machine: Machine, step: TrainingStep, case: Case) -> Iterator[Row]:
 
 
 def _speed_rows(machine: Machine, step: TrainingStep, case: Case, name: str, step_s: float) -> Iterator[Row]:
-    clips, network = (replace(TOY, batch=case.clips.batch) if machine.toy else case.clips), step.model.config
+    clips, network = case.clips_on(machine), step.model.config
     flops = count_flops(network, clips.batch, *clips.latent_shape, clips.batch * clips.text_tokens).training
     mfu = flops / step_s / (peak_flops_per_s(machine.device) or 989.5e12)
     yield _with_target(Row(f"{name}: seconds a clip", step_s / clips.batch, "s"), most=case.most_s)
@@ -209,12 +212,14 @@ def _set_memory(machine: Machine, step: TrainingStep, case: Case) -> None:
 def _most_frames(
     machine: Machine, step: TrainingStep, case: Case, counts: tuple[int, ...], target: int
 ) -> Iterator[Row]:
-    """A row for each of these counts that fits: what goes wrong with more takes none of them back."""
+    """Of these counts, from the least on, each written as it is found to fit: what more of them does cannot undo it."""
+    name, most = f"frames at {case.clips.height}², {case.memory}", 0
     for frames in counts:
         if not _fits(machine, step, replace(case.clips, frames=frames), case):
-            return
-        name = f"frames at {case.clips.height}² that fit, {case.memory}"
-        yield Row(name, frames, "frames", target=f">= {target}", holds=frames >= target)
+            break
+        most = frames
+        yield Row(f"{name}: fit", frames, "frames")
+    yield Row(f"{name}: the most", most, "frames", target=f">= {target}", holds=most >= target)
 
 
 def _fits(machine: Machine, step: TrainingStep, clips: Clips, case: Case) -> bool:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.latents import LatentStats
-from models.objective import make_objective
 from models.transformer import Transformer
 from models.weights import CheckpointInfo
 from shards.loader import Batch
@@ -23,6 +21,7 @@ from stages.sampling.sampled_latents import SampledLatents
 from stages.training.checkpoint import Checkpoints, Progress
 from stages.training.config import TrainConfig
 from stages.training.loss import LatentLoss
+from stages.training.network import build_loss
 from stages.training.optimizer import lr_share
 from stages.training.prompts import Prompts
 from stages.training.runlog import Rates, RunLog, peak_memory_gb
@@ -63,7 +62,7 @@ class Step:
 def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
     """Take steps until the last one, or a stop; returns how far the run has come."""
     config, settings, source = run.config, run.config.train, run.source
-    loss_of = _loss_of(run)
+    loss_of = build_loss(config, source, run.ranks.device)
     if run.prompts and log:
         _show(run, run.prompts, "sampled_clips", run.prompts.clips, progress.step, log)
     rates, stop, saved_step = Rates(run.ranks.device), 0, progress.step
@@ -117,20 +116,6 @@ def run_steps(run: Run, progress: Progress, log: RunLog | None) -> Progress:
     if stop:
         run.ranks.print(f"stopped at step {progress.step} ({REASONS[stop]}): run the same command to go on")
     return progress
-
-
-def _loss_of(run: Run) -> LatentLoss:
-    config, source = run.config, run.source
-    return LatentLoss(
-        make_objective(config.objective),
-        LatentStats.of(source.vae),
-        source.null_text,
-        frame_interval_s=1 / source.fps,
-        caption_dropout=config.train.caption_dropout,
-        seed=config.seed,
-        device=run.ranks.device,
-        conditioning=config.conditioning,
-    )
 
 
 def _agreed(run: Run, read: Batch | Exception) -> tuple[Batch, int]:

@@ -1,4 +1,4 @@
-"""The transformer of a run."""
+"""The transformer of a run, and its loss."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -7,11 +7,13 @@ import torch
 
 from models.attention_kernels import kernel_seconds, preferring
 from models.compute import PRECISIONS
+from models.latents import LatentStats
 from models.objective import make_objective
 from models.transformer import Transformer, TransformerConfig
 from shards.schema import LATENTS
 from stages.engine import Ranks, from_main
 from stages.training.config import TrainConfig, transformer_config
+from stages.training.loss import LatentLoss
 from stages.training.source import Source
 
 
@@ -26,6 +28,20 @@ def build_model(config: TrainConfig, source: Source) -> Transformer:
     model.activation_memory = config.train.activation_memory
     model.chunk_mlp(config.train.mlp_chunk_tokens)
     return model
+
+
+def build_loss(config: TrainConfig, source: Source, device: torch.device) -> LatentLoss:
+    """The training loss on this data."""
+    return LatentLoss(
+        make_objective(config.objective),
+        LatentStats.of(source.vae),
+        source.null_text,
+        frame_interval_s=1 / source.fps,
+        caption_dropout=config.train.caption_dropout,
+        seed=config.seed,
+        device=device,
+        conditioning=config.conditioning,
+    )
 
 
 def settle_attention(config: TrainConfig, network: TransformerConfig, source: Source, ranks: Ranks) -> TrainConfig:
